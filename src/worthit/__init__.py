@@ -1,0 +1,1 @@
+"""worthit: is a frontier LLM technique worth it for your model, workload, hardware and data?"""

@@ -1,0 +1,5 @@
+"""The napkin: a ledger of operations, and from it time, memory and money.
+
+A multiply-add is 2 FLOPs everywhere. Sizes are bytes, times seconds, rates per second; powers of
+ten. Every formula takes numbers or NumPy arrays, so that a whole axis of cases is one evaluation.
+"""

@@ -1,0 +1,1 @@
+"""Facts as plain typed data: models, workloads, hardware, cases. Nothing here needs torch."""

@@ -1,0 +1,70 @@
+"""Number formats: how many bits a stored element takes, scales included, and what computes on it.
+
+`bits` counts group scales and zero points (int4 in groups of 32 with a 16-bit scale is 4.5 bits);
+`math` is the arithmetic that an operand of this format can take part in when both operands have
+it; a narrow format beside a wider one is widened first (weight-only quantization).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from worthit.errors import unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One storage format; `bits` per element, scales included."""
+
+    bits: float
+    math: str
+    source: str
+
+    @property
+    def bytes(self) -> float:
+        """Bytes per element, scales included."""
+        return self.bits / 8
+
+
+_IEEE = "IEEE 754-2019"
+_OCP_FP8 = "OCP 8-bit floating point specification, revision 1.0, 2023"
+_OCP_MX = "OCP Microscaling formats specification, version 1.0, 2023: 32-element blocks, E8M0 scale"
+_GGML = "ggml block layouts, ggml-common.h"
+
+FORMATS: dict[str, Format] = {
+    "fp32": Format(bits=32, math="fp32", source=_IEEE),
+    "bf16": Format(bits=16, math="bf16", source="Kalamkar et al. 2019, arXiv:1905.12322"),
+    "fp16": Format(bits=16, math="fp16", source=_IEEE),
+    "fp8": Format(bits=8, math="fp8", source=_OCP_FP8 + ", one scale per tensor or row"),
+    "fp8-block": Format(
+        bits=8 + 32 / (128 * 128), math="fp8", source="DeepSeek-V3, arXiv:2412.19437, 128 x 128"
+    ),
+    "int8": Format(bits=8, math="int8", source="one scale per output channel"),
+    "int8-g32": Format(bits=8.5, math="int8", source=_GGML + ": Q8_0"),
+    "int4-g128": Format(
+        bits=4.25, math="int4", source="AWQ, arXiv:2306.00978: 16-bit scale, 16-bit zero per 128"
+    ),
+    "int4-g64": Format(bits=4.5, math="int4", source="16-bit scale and 16-bit zero per 64"),
+    "int4-g32": Format(bits=4.5, math="int4", source="16-bit scale per 32 elements"),
+    "q4_1": Format(bits=5.0, math="int4", source=_GGML + ": Q4_1, scale and minimum per 32"),
+    "q4_k": Format(bits=4.5, math="int4", source=_GGML + ": Q4_K super-blocks of 256"),
+    "q5_k": Format(bits=5.5, math="int4", source=_GGML + ": Q5_K"),
+    "q6_k": Format(bits=6.5625, math="int4", source=_GGML + ": Q6_K"),
+    "mxfp8": Format(bits=8.25, math="fp8", source=_OCP_MX),
+    "mxfp6": Format(bits=6.25, math="fp8", source=_OCP_MX),
+    "mxfp4": Format(bits=4.25, math="fp4", source=_OCP_MX),
+    "nvfp4": Format(bits=4.5, math="fp4", source="NVFP4: 16-element blocks, E4M3 scale"),
+    "ternary": Format(bits=2.0, math="int8", source="BitNet b1.58, arXiv:2402.17764, packed 2 bit"),
+}
+
+
+def format_of(name: str) -> Format:
+    """Return the format called `name`.
+
+    Raises:
+        UnknownName: no such format; the nearest names are suggested.
+    """
+    try:
+        return FORMATS[name]
+    except KeyError:
+        raise unknown_name("number format", name, FORMATS) from None

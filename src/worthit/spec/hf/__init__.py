@@ -1,0 +1,11 @@
+"""Hugging Face `config.json` to `ModelSpec`: the one border where foreign names are translated.
+
+Each file of this package reads the model types of one family: a function `config -> ModelSpec`
+decorated with `@reads("llama", ...)`. Unknown types are refused with the nearest known ones.
+"""
+
+from __future__ import annotations
+
+from worthit.spec.hf._read import from_config, known_model_types
+
+__all__ = ["from_config", "known_model_types"]

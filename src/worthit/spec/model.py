@@ -1,0 +1,453 @@
+"""A model as facts: every layer's mixer, feed-forward and norms, and what surrounds them.
+
+A `ModelSpec` is a tuple of `Layer`s. A layer holds zero or more *mixers* (what moves information
+between tokens; several run in parallel and are added) and at most one *feed-forward*. Equal layers
+share one object, so that everything downstream works once per kind of layer and multiplies.
+
+Names are the field's own and mean the same everywhere: `d_model`, `n_heads`, `n_kv_heads`,
+`head_dim` (always stored, never derived), `d_ff`, `d_state`, `d_conv`, `kv_lora_rank`, ...
+Multiply-adds, bytes and parameters are counted in `worthit.cost`; nothing here computes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, get_args
+
+from worthit.errors import SpecError
+
+NormKind = Literal["layernorm", "rmsnorm"]
+QKNorm = Literal["none", "head", "full", "per-head", "no-weight"]
+LinearKind = Literal["linear", "retention", "gated", "delta", "gated-delta"]
+Routing = Literal["token-choice", "expert-choice", "soft"]
+PositionKind = Literal["rope", "learned", "sinusoidal", "alibi", "relative-bias", "nope"]
+ScalingKind = Literal["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
+Placement = Literal["pre", "post", "sandwich"]
+Activation = Literal["relu", "relu2", "gelu", "silu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A normalisation over `d_model`; `has_unit_offset` scales by (1 + w), as Gemma does."""
+
+    kind: NormKind = "rmsnorm"
+    has_weight: bool = True
+    has_bias: bool = False
+    has_unit_offset: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Softmax attention: MHA, GQA and MQA by `n_kv_heads`; local, chunked and sparse by fields.
+
+    `window` keys including the query's own are attended (Mistral's convention); `chunk` restricts
+    attention to the query's own chunk (Llama 4); `sparse_keys` caps the keys that a query reads
+    beyond any pattern (strided, block or natively sparse attention); `low_rank` projects the keys
+    of the whole sequence to that many (Linformer).
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    has_qkv_bias: bool = False
+    has_out_bias: bool = False
+    qk_norm: QKNorm = "none"
+    has_qk_norm_bias: bool = False
+    rotary_dim: int | None = None
+    is_position_free: bool = False
+    window: int | None = None
+    chunk: int | None = None
+    sparse_keys: int | None = None
+    low_rank: int | None = None
+    has_sinks: bool = False
+    has_output_gate: bool = False
+    logit_softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_heads < 1 or self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+            divisors = [n for n in range(1, max(self.n_heads, 1) + 1) if self.n_heads % n == 0]
+            raise SpecError(
+                f"n_kv_heads must divide n_heads, got n_heads={self.n_heads} and "
+                f"n_kv_heads={self.n_kv_heads}; pick one of {divisors}"
+            )
+        _require_positive(self, "head_dim", "window", "chunk", "sparse_keys", "low_rank")
+
+    @property
+    def reach(self) -> int | None:
+        """The most keys that a query can see, or None when it sees the whole sequence."""
+        limits = [n for n in (self.window, self.chunk) if n is not None]
+        return min(limits) if limits else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention: keys and values rebuilt from one cached latent (DeepSeek-V2)."""
+
+    n_heads: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None = None
+    has_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "n_heads", "kv_lora_rank", "v_head_dim", "q_lora_rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAttention:
+    """Attention with a state of `key_dim x value_dim` a head in place of a growing cache.
+
+    `kind` names the state's rule: `linear` adds (Katharopoulos 2020), `retention` decays by a
+    constant, `gated` by the data (GLA), `delta` overwrites, `gated-delta` does both.
+    """
+
+    kind: LinearKind
+    n_key_heads: int
+    n_value_heads: int
+    key_dim: int
+    value_dim: int
+    d_conv: int = 0
+    has_output_gate: bool = True
+    has_output_norm: bool = True
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "n_key_heads", "n_value_heads", "key_dim", "value_dim", "chunk")
+        if self.n_value_heads % self.n_key_heads:
+            raise SpecError(
+                f"n_key_heads must divide n_value_heads, got n_key_heads={self.n_key_heads} and "
+                f"n_value_heads={self.n_value_heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba:
+    """Mamba-1's selective state space (Gu & Dao 2023, arXiv:2312.00752)."""
+
+    d_inner: int
+    d_state: int
+    d_conv: int
+    dt_rank: int
+    has_bias: bool = False
+    has_conv_bias: bool = True
+    has_inner_norms: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_inner", "d_state", "d_conv", "dt_rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2:
+    """Mamba-2's state-space duality layer (Dao & Gu 2024, arXiv:2405.21060)."""
+
+    n_heads: int
+    head_dim: int
+    d_state: int
+    n_groups: int
+    d_conv: int
+    chunk: int = 256
+    has_bias: bool = False
+    has_conv_bias: bool = True
+    has_output_norm: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "n_heads", "head_dim", "d_state", "n_groups", "d_conv", "chunk")
+        if self.n_heads % self.n_groups:
+            raise SpecError(
+                f"n_groups must divide n_heads, got n_heads={self.n_heads} and "
+                f"n_groups={self.n_groups}"
+            )
+
+    @property
+    def d_inner(self) -> int:
+        """Width of the inner sequence: `n_heads * head_dim`."""
+        return self.n_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rwkv:
+    """RWKV's time mixing, version 4 (Peng et al. 2023, arXiv:2305.13048)."""
+
+    d_attention: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class S4:
+    """A structured state space per channel, diagonal plus low rank (Gu et al. 2021)."""
+
+    d_state: int = 64
+    rank: int = 1
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_state")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward:
+    """Two matrices and an activation, or three when `is_gated` (SwiGLU, GeGLU)."""
+
+    d_ff: int
+    is_gated: bool = True
+    activation: Activation = "silu"
+    has_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_ff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelMix:
+    """RWKV's channel mixing: key, receptance and value matrices with token shift."""
+
+    d_ff: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_ff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoE:
+    """A mixture of experts: `n_experts_per_token` of `n_experts` copies of `expert` per token.
+
+    `shared` runs for every token beside the routed experts. `n_groups` and `n_groups_per_token`
+    limit routing to some groups (DeepSeek-V2/V3). `capacity_factor` is set where tokens over an
+    expert's capacity are dropped (Switch); None is dropless.
+    """
+
+    n_experts: int
+    n_experts_per_token: int
+    expert: FeedForward
+    shared: FeedForward | None = None
+    n_shared_experts: int = 0
+    has_shared_gate: bool = False
+    has_router_bias: bool = False
+    routing: Routing = "token-choice"
+    n_groups: int = 1
+    n_groups_per_token: int = 1
+    capacity_factor: float | None = None
+    balance: Literal["none", "aux-loss", "bias"] = "aux-loss"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "n_experts", "n_experts_per_token", "n_groups")
+        if self.n_experts_per_token > self.n_experts:
+            raise SpecError(
+                f"n_experts_per_token must be at most n_experts, got "
+                f"n_experts_per_token={self.n_experts_per_token} and n_experts={self.n_experts}"
+            )
+        if self.n_experts % self.n_groups:
+            raise SpecError(
+                f"n_groups must divide n_experts, got n_experts={self.n_experts} and "
+                f"n_groups={self.n_groups}"
+            )
+
+
+Mixer = Attention | LatentAttention | LinearAttention | Mamba | Mamba2 | Rwkv | S4
+Ffn = FeedForward | ChannelMix | MoE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One block of the residual stream.
+
+    `mixers` run in parallel on the same input; `is_parallel` lets the feed-forward run beside them
+    too, and `has_one_norm` says that both then read one normalised input. `token_fraction` below 1
+    is a mixture of depths: a router lets that share of the tokens through. `n_loops` applies the
+    layer that many times with the same weights (recursion); `shares_loop_cache` keeps one cache
+    for all of its applications.
+    """
+
+    mixers: tuple[Mixer, ...]
+    ffn: Ffn | None
+    norm: Norm = field(default_factory=Norm)
+    placement: Placement = "pre"
+    is_parallel: bool = False
+    has_one_norm: bool = False
+    token_fraction: float = 1.0
+    n_loops: int = 1
+    shares_loop_cache: bool = False
+    n_extra_params: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.mixers and self.ffn is None:
+            raise SpecError("a layer needs a mixer or a feed-forward, got neither")
+        if not 0 < self.token_fraction <= 1:
+            raise SpecError(
+                f"token_fraction must be in (0, 1], got {self.token_fraction}; "
+                "1 lets every token through"
+            )
+        _require_positive(self, "n_loops")
+
+    @property
+    def kind(self) -> str:
+        """What to call this layer in tables: its parts, joined by `+`."""
+        parts: list[str] = []
+        for mixer in self.mixers:
+            name = MIXER_NAMES[type(mixer)]
+            local = isinstance(mixer, Attention) and mixer.reach is not None
+            parts.append(f"local-{name}" if local else name)
+        if self.ffn is not None:
+            parts.append(FFN_NAMES[type(self.ffn)])
+        return "+".join(parts)
+
+
+MIXER_NAMES: dict[type, str] = {
+    Attention: "attention",
+    LatentAttention: "mla",
+    LinearAttention: "linear-attention",
+    Mamba: "mamba",
+    Mamba2: "mamba2",
+    Rwkv: "rwkv",
+    S4: "s4",
+}
+FFN_NAMES: dict[type, str] = {FeedForward: "ffn", ChannelMix: "channel-mix", MoE: "moe"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionScaling:
+    """How rotary positions are stretched from `original_context_len` by `factor`."""
+
+    kind: ScalingKind
+    factor: float
+    original_context_len: int
+
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise SpecError(f"a position scaling factor must be positive, got {self.factor}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How the model knows order; `scaling` only for `rope`."""
+
+    kind: PositionKind = "rope"
+    rope_theta: float = 10_000.0
+    scaling: PositionScaling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyExit:
+    """Tokens may leave after any of `layers`; `mean_depth` is the share of layers run on average.
+
+    `mean_depth` depends on the data: `low` and `high` bound it until it is measured.
+    """
+
+    layers: tuple[int, ...]
+    mean_depth: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Number formats, by what they hold; see `worthit.spec.formats` for their bits.
+
+    `weights` are the layers' matrices; `embeddings` the embedding and output head; `activations`
+    what flows between operations, and with `weights` decides the arithmetic; `cache` keys, values
+    and latents; `state` the recurrent states of SSM and linear-attention layers.
+    """
+
+    weights: str = "bf16"
+    embeddings: str = "bf16"
+    activations: str = "bf16"
+    cache: str = "bf16"
+    state: str = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A decoder, layer by layer.
+
+    `context_len` is the context it was trained for (after its own scaling). `embedding_dim` is
+    set where the embedding is narrower than `d_model` and projected (OPT-350m). `n_positions` is
+    the number of learned position rows, 0 for none. `n_extra_params` counts parameters outside
+    every structure named here, and `extra` says which.
+    """
+
+    name: str
+    d_model: int
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    context_len: int
+    position: Position = field(default_factory=Position)
+    norm: Norm = field(default_factory=Norm)
+    has_final_norm: bool = True
+    has_embedding_norm: bool = False
+    has_tied_embeddings: bool = False
+    has_head_bias: bool = False
+    embedding_dim: int | None = None
+    n_positions: int = 0
+    n_extra_params: int = 0
+    extra: str = ""
+    logit_softcap: float | None = None
+    early_exit: EarlyExit | None = None
+    is_equilibrium: bool = False
+    precision: Precision = field(default_factory=Precision)
+    model_type: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_model", "vocab_size", "context_len", "embedding_dim")
+        if not self.layers:
+            raise SpecError(f"model {self.name!r} needs at least one layer, got none")
+
+    @cached_property
+    def layer_kinds(self) -> tuple[tuple[Layer, int], ...]:
+        """Each different layer with how often it occurs, in order of first appearance."""
+        distinct = {id(layer): layer for layer in self.layers}
+        canonical: dict[Layer, Layer] = {}
+        first = {key: canonical.setdefault(layer, layer) for key, layer in distinct.items()}
+        counts = Counter(id(first[id(layer)]) for layer in self.layers)
+        return tuple((distinct[key], n) for key, n in counts.items())
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers, each counted once however often it is looped."""
+        return len(self.layers)
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """Every different mixer, in order of first appearance."""
+        return tuple(dict.fromkeys(m for layer, _ in self.layer_kinds for m in layer.mixers))
+
+    @property
+    def ffns(self) -> tuple[Ffn, ...]:
+        """Every different feed-forward, in order of first appearance."""
+        return tuple(
+            dict.fromkeys(layer.ffn for layer, _ in self.layer_kinds if layer.ffn is not None)
+        )
+
+    def map_layers(self, change: Callable[[Layer], Layer]) -> ModelSpec:
+        """Return this model with `change` applied once to each distinct layer object."""
+        changed = {key: change(layer) for key, layer in {id(x): x for x in self.layers}.items()}
+        return replace(self, layers=tuple(changed[id(layer)] for layer in self.layers))
+
+    def map_mixers(self, change: Callable[[Mixer], Mixer]) -> ModelSpec:
+        """Return this model with `change` applied to each mixer."""
+        return self.map_layers(
+            lambda layer: replace(layer, mixers=tuple(change(m) for m in layer.mixers))
+        )
+
+    def map_ffns(self, change: Callable[[Ffn], Ffn]) -> ModelSpec:
+        """Return this model with `change` applied to each feed-forward."""
+        return self.map_layers(
+            lambda layer: layer if layer.ffn is None else replace(layer, ffn=change(layer.ffn))
+        )
+
+
+def _require_positive(spec: object, *names: str) -> None:
+    """Raise unless each named field is None or a positive number."""
+    for name in names:
+        value = getattr(spec, name)
+        if value is not None and value <= 0:
+            raise SpecError(f"{name} must be positive, got {value}")
+
+
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
