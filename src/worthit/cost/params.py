@@ -38,8 +38,8 @@ class Count:
 class Params:
     """A model's parameters; `embedding` is the input table alone, counted once when tied.
 
-    `active` counts the input embedding and the output head once each; `active_without_embeddings`
-    leaves out the input table, and the head too where they are tied.
+    `active_without_embeddings` is what one token uses of the layers and the final norm: neither
+    tables (input, positions) nor the output head.
     """
 
     total: int
@@ -58,18 +58,17 @@ def count_params(model: ModelSpec) -> Params:
     embedding = model.vocab_size * width
     head = 0 if model.has_tied_embeddings else model.vocab_size * width
     head += model.vocab_size if model.has_head_bias else 0
-    around = (
-        model.n_positions * model.d_model
-        + (2 * width * model.d_model if width != model.d_model else 0)
-        + (norm_params(model.norm, model.d_model) if model.has_final_norm else 0)
-        + (norm_params(model.norm, model.d_model) if model.has_embedding_norm else 0)
-        + model.n_extra_params
-    )
-    active = embedding + head + around + inside_active
+    tables = model.n_positions * model.d_model
+    if width != model.d_model:
+        tables += 2 * width * model.d_model
+    if model.has_embedding_norm:
+        tables += norm_params(model.norm, model.d_model)
+    final_norm = norm_params(model.norm, model.d_model) if model.has_final_norm else 0
+    around = embedding + head + tables + model.n_extra_params
     return Params(
-        total=embedding + head + around + inside,
-        active=active,
-        active_without_embeddings=active - embedding,
+        total=around + inside + final_norm,
+        active=around + inside_active + final_norm,
+        active_without_embeddings=inside_active + final_norm,
         embedding=embedding,
     )
 
