@@ -5,7 +5,7 @@
     │   ├── SpecError                       a model, device, workload or data description
     │   ├── CaseError                       a case: parts that do not go together
     │   └── UnknownName                     a name nobody knows; carries the nearest known ones
-    ├── MissingCapability           exit 3  an extra, a GPU or a file is not here; carries the command
+    ├── MissingCapability           exit 3  no such extra, GPU or file here; carries the command
     ├── NotApplicable               (none)  a technique cannot act on a case; the judge catches it
     └── MeasurementInconclusive     exit 4  measured, but the data decide nothing
 
