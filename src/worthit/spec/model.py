@@ -25,8 +25,9 @@ LinearKind = Literal["linear", "retention", "gated", "delta", "gated-delta"]
 Routing = Literal["token-choice", "expert-choice", "soft"]
 PositionKind = Literal["rope", "learned", "sinusoidal", "alibi", "relative-bias", "nope"]
 ScalingKind = Literal["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
-Placement = Literal["pre", "post", "sandwich"]
-Activation = Literal["relu", "relu2", "gelu", "silu"]
+Placement = Literal["pre", "post", "output", "sandwich"]
+Activation = Literal["relu", "relu2", "gelu", "gelu-tanh", "silu", "clamped-swish"]
+Score = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,73 @@ class Norm:
     """A normalisation over `d_model`; `has_unit_offset` scales by (1 + w), as Gemma does."""
 
     kind: NormKind = "rmsnorm"
+    eps: float = 1e-6
     has_weight: bool = True
     has_bias: bool = False
     has_unit_offset: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
+class PositionScaling:
+    """How rotary positions are stretched from `original_context_len` by `factor`.
+
+    `attention_factor` multiplies the rotated queries and keys (YaRN, LongRoPE); None leaves it to
+    the method's own formula, in which `mscale` and `mscale_all_dim` are DeepSeek's two weights.
+    `beta_fast` and `beta_slow` bound YaRN's ramp, `low_freq_factor` and `high_freq_factor`
+    Llama 3's; `short_factors` and `long_factors` are LongRoPE's, one per rotated pair.
+    """
+
+    kind: ScalingKind
+    factor: float
+    original_context_len: int
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    is_truncated: bool = True
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise SpecError(f"a position scaling factor must be positive, got {self.factor}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How the model knows order; `scaling` only for `rope`.
+
+    `is_interleaved` rotates neighbouring channels, otherwise channel i with i + dim/2. `offset` is
+    the row of a learned table that position 0 reads (OPT starts at 2).
+    """
+
+    kind: PositionKind = "rope"
+    rope_theta: float = 10_000.0
+    scaling: PositionScaling | None = None
+    is_interleaved: bool = False
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryTemperature:
+    """Queries at position p are scaled by 1 + `scale` * ln(1 + floor((p + 1) / `floor`))."""
+
+    scale: float
+    floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     """Softmax attention: MHA, GQA and MQA by `n_kv_heads`; local, chunked and sparse by fields.
+
+    `scale` multiplies the scores, 1/sqrt(head_dim) where None. `position` replaces the model's in
+    this layer (Gemma 3's local layers). QK-norm is of the layer's norm kind and eps: over each
+    head with one weight vector (`head`), the whole projection (`full`), each head with its own
+    weights (`per-head`), or without weights; `is_qk_norm_after_rope` normalises rotated heads.
+    `temperature` scales the queries of far positions in position-free layers (Llama 4).
 
     `window` keys including the query's own are attended (Mistral's convention); `chunk` restricts
     attention to the query's own chunk (Llama 4); `sparse_keys` caps the keys that a query reads
@@ -65,6 +125,10 @@ class Attention:
     has_sinks: bool = False
     has_output_gate: bool = False
     logit_softcap: float | None = None
+    scale: float | None = None
+    position: Position | None = None
+    is_qk_norm_after_rope: bool = False
+    temperature: QueryTemperature | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads < 1 or self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
@@ -84,7 +148,10 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentAttention:
-    """Multi-head latent attention: keys and values rebuilt from one cached latent (DeepSeek-V2)."""
+    """Multi-head latent attention: keys and values rebuilt from one cached latent (DeepSeek-V2).
+
+    `scale` multiplies the scores, 1/sqrt(qk_nope_head_dim + qk_rope_head_dim) where None.
+    """
 
     n_heads: int
     kv_lora_rank: int
@@ -93,6 +160,7 @@ class LatentAttention:
     v_head_dim: int
     q_lora_rank: int | None = None
     has_bias: bool = False
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_heads", "kv_lora_rank", "v_head_dim", "q_lora_rank")
@@ -192,12 +260,17 @@ class S4:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward:
-    """Two matrices and an activation, or three when `is_gated` (SwiGLU, GeGLU)."""
+    """Two matrices and an activation, or three when `is_gated` (SwiGLU, GeGLU).
+
+    `clamped-swish` is gpt-oss's gate: g sigmoid(1.702 g) (u + 1), with g and u held within
+    `activation_limit`.
+    """
 
     d_ff: int
     is_gated: bool = True
     activation: Activation = "silu"
     has_bias: bool = False
+    activation_limit: float | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "d_ff")
@@ -218,8 +291,11 @@ class MoE:
     """A mixture of experts: `n_experts_per_token` of `n_experts` copies of `expert` per token.
 
     `shared` runs for every token beside the routed experts. `n_groups` and `n_groups_per_token`
-    limit routing to some groups (DeepSeek-V2/V3). `capacity_factor` is set where tokens over an
-    expert's capacity are dropped (Switch); None is dropless.
+    limit routing to some groups (DeepSeek-V2/V3), ranked by the sum of each group's best
+    `n_group_scores`. `capacity_factor` is set where tokens over an expert's capacity are dropped
+    (Switch); None is dropless. A chosen expert's output is weighted by its `score`, divided by the
+    chosen ones' sum where `has_normalised_weights`, times `weight_scale`; `scales_input` weights
+    the expert's input instead (Llama 4).
     """
 
     n_experts: int
@@ -232,6 +308,11 @@ class MoE:
     routing: Routing = "token-choice"
     n_groups: int = 1
     n_groups_per_token: int = 1
+    n_group_scores: int = 1
+    score: Score = "softmax"
+    has_normalised_weights: bool = True
+    weight_scale: float = 1.0
+    scales_input: bool = False
     capacity_factor: float | None = None
     balance: Literal["none", "aux-loss", "bias"] = "aux-loss"
 
@@ -257,17 +338,20 @@ Ffn = FeedForward | ChannelMix | MoE
 class Layer:
     """One block of the residual stream.
 
-    `mixers` run in parallel on the same input; `is_parallel` lets the feed-forward run beside them
-    too, and `has_one_norm` says that both then read one normalised input. `token_fraction` below 1
-    is a mixture of depths: a router lets that share of the tokens through. `n_loops` applies the
-    layer that many times with the same weights (recursion); `shares_loop_cache` keeps one cache
-    for all of its applications.
+    `placement` of the norms: `pre` is x + f(N(x)), `post` N(x + f(x)), `output` x + N(f(x))
+    (OLMo 2), `sandwich` x + N(f(N(x))) (Gemma 2). `residual_scale` multiplies what a sublayer adds
+    (Granite). `mixers` run in parallel on the same input; `is_parallel` lets the feed-forward run
+    beside them too, and `has_one_norm` says that both then read one normalised input.
+    `token_fraction` below 1 is a mixture of depths: a router lets that share of the tokens
+    through. `n_loops` applies the layer that many times with the same weights (recursion);
+    `shares_loop_cache` keeps one cache for all of its applications.
     """
 
     mixers: tuple[Mixer, ...]
     ffn: Ffn | None
     norm: Norm = field(default_factory=Norm)
     placement: Placement = "pre"
+    residual_scale: float = 1.0
     is_parallel: bool = False
     has_one_norm: bool = False
     token_fraction: float = 1.0
@@ -311,28 +395,6 @@ FFN_NAMES: dict[type, str] = {FeedForward: "ffn", ChannelMix: "channel-mix", MoE
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionScaling:
-    """How rotary positions are stretched from `original_context_len` by `factor`."""
-
-    kind: ScalingKind
-    factor: float
-    original_context_len: int
-
-    def __post_init__(self) -> None:
-        if self.factor <= 0:
-            raise SpecError(f"a position scaling factor must be positive, got {self.factor}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """How the model knows order; `scaling` only for `rope`."""
-
-    kind: PositionKind = "rope"
-    rope_theta: float = 10_000.0
-    scaling: PositionScaling | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class EarlyExit:
     """Tokens may leave after any of `layers`; `mean_depth` is the share of layers run on average.
 
@@ -368,7 +430,8 @@ class ModelSpec:
     `context_len` is the context it was trained for (after its own scaling). `embedding_dim` is
     set where the embedding is narrower than `d_model` and projected (OPT-350m). `n_positions` is
     the number of learned position rows, 0 for none. `n_extra_params` counts parameters outside
-    every structure named here, and `extra` says which.
+    every structure named here, and `extra` says which. `embedding_scale` multiplies the embedded
+    tokens and `logit_scale` the logits, before `logit_softcap`.
     """
 
     name: str
@@ -387,6 +450,8 @@ class ModelSpec:
     n_extra_params: int = 0
     extra: str = ""
     logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     early_exit: EarlyExit | None = None
     is_equilibrium: bool = False
     precision: Precision = field(default_factory=Precision)
