@@ -1,7 +1,7 @@
 """Hugging Face `config.json` to `ModelSpec`: the one border where foreign names are translated.
 
-Each file of this package reads the model types of one family: a function `config -> ModelSpec`
-decorated with `@reads("llama", ...)`. Unknown types are refused with the nearest known ones.
+Each file of this package reads the model types of one family: its `READERS` maps a type to a
+function from `Fields` to `ModelSpec`. Unknown types are refused with the nearest known ones.
 """
 
 from __future__ import annotations

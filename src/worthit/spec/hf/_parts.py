@@ -1,0 +1,253 @@
+"""What the families share: sizes under their common names, rotary positions, usual layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from worthit.spec.hf._fields import Fields
+from worthit.spec.model import (
+    Activation,
+    Attention,
+    FeedForward,
+    Ffn,
+    Layer,
+    Mixer,
+    ModelSpec,
+    Norm,
+    NormKind,
+    Position,
+    PositionScaling,
+    ScalingKind,
+)
+
+ACTIVATION_NAMES: dict[str, Activation] = {
+    "relu": "relu",
+    "relu2": "relu2",
+    "gelu": "gelu",
+    "gelu_new": "gelu-tanh",
+    "gelu_fast": "gelu-tanh",
+    "gelu_pytorch_tanh": "gelu-tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+SCALING_NAMES: dict[str, ScalingKind] = {
+    "linear": "linear",
+    "dynamic": "dynamic",
+    "yarn": "yarn",
+    "llama3": "llama3",
+    "longrope": "longrope",
+    # Phi-3's first name for LongRoPE.
+    "su": "longrope",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Rotary positions as read: the position, the share of each head, the stretched context."""
+
+    position: Position
+    fraction: float
+    context_len: int
+
+
+class Decoder:
+    """The sizes that most families name alike, and the parts built from them.
+
+    Args:
+        fields: the config being read.
+        theta: the type's rotary base where the file gives none.
+        fraction: the type's rotated share of each head where the file gives none.
+        head_dim: the type's head size where the key is absent; None derives it.
+        kv_heads: the type's number of key/value heads where the key is absent; None is MHA.
+        norm: the kind of the norms.
+        eps: the key of the norms' epsilon, and its value where absent.
+    """
+
+    def __init__(
+        self,
+        fields: Fields,
+        *,
+        theta: float = 10_000.0,
+        fraction: float = 1.0,
+        is_interleaved: bool = False,
+        head_dim: int | None = None,
+        kv_heads: int | None = None,
+        norm: NormKind = "rmsnorm",
+        eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
+        has_rope: bool = True,
+        **norm_options: bool,
+    ) -> None:
+        self.fields = fields
+        self.d_model = fields.size("hidden_size")
+        self.n_layers = fields.size("num_hidden_layers")
+        self.vocab_size = fields.size("vocab_size")
+        self.context_len = fields.size("max_position_embeddings")
+        self.n_heads = fields.size("num_attention_heads")
+        given = fields.optional_size("num_key_value_heads", absent=kv_heads)
+        self.n_kv_heads = given or self.n_heads
+        fields.divides("num_key_value_heads", self.n_kv_heads, "num_attention_heads", self.n_heads)
+        self.head_dim = fields.optional_size("head_dim", absent=head_dim) or derived_head_dim(
+            fields, self.d_model, self.n_heads
+        )
+        self.norm = Norm(kind=norm, eps=fields.number(*eps), **norm_options)
+        self.rotary: Rotary | None = None
+        if has_rope:
+            self.rotary = rotary(
+                fields,
+                self.context_len,
+                theta=theta,
+                fraction=fraction,
+                is_interleaved=is_interleaved,
+            )
+            self.context_len = self.rotary.context_len
+
+    def attention(self, **options: Any) -> Attention:
+        """Softmax attention over the heads read; `options` are further fields of it."""
+        if self.rotary is not None and not options.get("is_position_free"):
+            options.setdefault("rotary_dim", int(self.head_dim * self.rotary.fraction))
+        return self.fields.part(
+            Attention,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            head_dim=self.head_dim,
+            **options,
+        )
+
+    def gated_ffn(self, *, has_bias: bool = False, width: str = "intermediate_size") -> FeedForward:
+        """The gated feed-forward of `width`, activated by `hidden_act`."""
+        return self.fields.part(
+            FeedForward,
+            d_ff=self.fields.size(width),
+            activation=activation(self.fields, "hidden_act"),
+            has_bias=has_bias,
+        )
+
+    def layer(self, mixer: Mixer, ffn: Ffn, **options: Any) -> Layer:
+        """One layer with the norms read."""
+        return self.fields.part(
+            Layer, mixers=(mixer,), ffn=ffn, norm=options.pop("norm", self.norm), **options
+        )
+
+    def model(self, layers: Iterable[Layer], *, is_tied: bool, **options: Any) -> ModelSpec:
+        """The model of these layers; `is_tied` is the type's own default."""
+        if self.rotary is not None:
+            options.setdefault("position", self.rotary.position)
+        return self.fields.part(
+            ModelSpec,
+            name="",
+            d_model=self.d_model,
+            vocab_size=self.vocab_size,
+            layers=shared(layers),
+            context_len=self.context_len,
+            norm=self.norm,
+            has_tied_embeddings=self.fields.flag("tie_word_embeddings", is_tied),
+            **options,
+        )
+
+
+def shared(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The same layers, equal ones as one object."""
+    seen: dict[Layer, Layer] = {}
+    return tuple(seen.setdefault(layer, layer) for layer in layers)
+
+
+def derived_head_dim(fields: Fields, d_model: int, n_heads: int) -> int:
+    """`d_model / n_heads`, for a file that does not say."""
+    fields.divides("num_attention_heads", n_heads, "hidden_size", d_model)
+    return max(1, d_model // n_heads)
+
+
+def activation(fields: Fields, name: str, default: str = "silu") -> Activation:
+    """The activation called `name`."""
+    return ACTIVATION_NAMES[fields.choice(name, default, *ACTIVATION_NAMES)]
+
+
+def windows(
+    fields: Fields, n_layers: int, window: int | None, default: Iterable[bool]
+) -> list[int | None]:
+    """Each layer's window by `layer_types`; `default` says which are local where it is absent."""
+    types = fields.per_layer("layer_types", n_layers)
+    if types is None:
+        return [window if is_local else None for is_local in default]
+    known = {"full_attention": False, "sliding_attention": True}
+    if strange := sorted({str(t) for t in types} - set(known)):
+        fields.problem(
+            "layer_types", f"understood here: {', '.join(known)}; got {', '.join(strange)}"
+        )
+    return [window if known.get(str(t)) else None for t in types]
+
+
+def rotary(
+    fields: Fields,
+    context_len: int,
+    *,
+    theta: float = 10_000.0,
+    fraction: float = 1.0,
+    is_interleaved: bool = False,
+) -> Rotary:
+    """Rotary positions, from classic `rope_theta` and `rope_scaling` or from `rope_parameters`."""
+    theta = fields.number("rope_theta", theta)
+    fraction = fields.number("partial_rotary_factor", fraction)
+    table = fields.table("rope_parameters", "rope_scaling")
+    if table is None:
+        position = Position(rope_theta=theta, is_interleaved=is_interleaved)
+        return Rotary(position=position, fraction=fraction, context_len=context_len)
+    theta = table.number("rope_theta", theta)
+    fraction = table.number("partial_rotary_factor", fraction)
+    scaling = _scaling(fields, table, context_len)
+    fields.absorb(table)
+    position = Position(rope_theta=theta, scaling=scaling, is_interleaved=is_interleaved)
+    return Rotary(position=position, fraction=fraction, context_len=stretched(scaling, context_len))
+
+
+def stretched(scaling: PositionScaling | None, context_len: int) -> int:
+    """The context after `scaling`: some files give it, some the one it stretches."""
+    # Linear and dynamic scaling name no original length: the file's context is taken as it is.
+    if scaling is None or scaling.kind in ("linear", "dynamic", "ntk"):
+        return context_len
+    return max(context_len, int(scaling.factor * scaling.original_context_len))
+
+
+def _scaling(fields: Fields, table: Fields, context_len: int) -> PositionScaling | None:
+    kind = table.choice(
+        "rope_type" if table.has("rope_type") else "type", "default", "default", *SCALING_NAMES
+    )
+    table.ignore("rope_type", "type")
+    name = "original_max_position_embeddings"
+    original = table.optional_size(name) or fields.optional_size(name)
+    if kind == "default":
+        # Some files spell out that nothing is scaled.
+        table.ignore("factor", "attention_factor")
+        return None
+    given = table.optional_number("factor")
+    if given is None:
+        if original is None or kind not in ("longrope", "su", "yarn"):
+            table.number("factor")
+            return None
+        given = context_len / original
+    if original is None:
+        original = max(1, round(context_len / given)) if kind == "linear" else context_len
+        if kind == "llama3":
+            table.size(name)
+    if kind in ("longrope", "su"):
+        # The lengths decide here, and a factor beside them is not read.
+        given = max(1.0, context_len / original)
+    table.ignore("finetuned", "short_mscale", "long_mscale")
+    return fields.part(
+        PositionScaling,
+        kind=SCALING_NAMES[kind],
+        factor=given,
+        original_context_len=original,
+        attention_factor=table.optional_number("attention_factor"),
+        beta_fast=table.number("beta_fast", 32.0),
+        beta_slow=table.number("beta_slow", 1.0),
+        is_truncated=table.flag("truncate", True),
+        mscale=table.optional_number("mscale"),
+        mscale_all_dim=table.optional_number("mscale_all_dim"),
+        low_freq_factor=table.number("low_freq_factor", 1.0),
+        high_freq_factor=table.number("high_freq_factor", 4.0),
+        short_factors=tuple(table.get("short_factor", ())),
+        long_factors=tuple(table.get("long_factor", ())),
+    )
