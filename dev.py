@@ -42,7 +42,7 @@ DEMO = (
 CHECKS = (
     ("format", "ruff format --check --quiet .", "."),
     ("lint", "ruff check --quiet .", "."),
-    ("import arrows", "lint-imports", "src/worthit"),
+    ("import arrows", "lint-imports --no-logo", "src/worthit"),
     ("types", "mypy", "src/worthit"),
     ("generated docs", "python -m worthit.docs --check", "src/worthit/docs.py"),
     ("accuracy page", "python benchmarks/accuracy.py --check", "benchmarks/accuracy.py"),
@@ -69,16 +69,20 @@ def demo(arguments: list[str]) -> int:
 
 def test(arguments: list[str]) -> int:
     """Run the tests but the slow ones; arguments go to pytest: `dev.py test -k cache -x`."""
-    return test_all(["-m", "not slow", *arguments])
+    return pytest(arguments, "-m", "not slow")
 
 
 def test_all(arguments: list[str]) -> int:
     """Run every test that this machine can run."""
+    return pytest(arguments)
+
+
+def pytest(arguments: list[str], *selection: str) -> int:
     ensure("dev")
-    # One process is quicker to start, and the only one to debug, when a few tests are picked.
-    whole_suite = arguments in ([], ["-m", "not slow"])
-    spread = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"] if whole_suite else []
-    return run(["python", "-m", "pytest", "-q", *spread, *arguments])
+    # One process starts faster, and can be debugged, when only some of the tests are picked.
+    workers = 1 if arguments else min(4, os.cpu_count() or 1)
+    spread = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
+    return run(["python", "-m", "pytest", "-q", *spread, *selection, *arguments])
 
 
 def check(arguments: list[str]) -> int:
@@ -267,13 +271,17 @@ def ensure(level: str) -> None:
 
 
 def create_venv() -> None:
-    """Create `.venv`, or clear one that another Python made."""
-    if PYTHON.exists() and f"version = {PYTHON_VERSION}\n" in read(VENV / "pyvenv.cfg"):
+    """Create `.venv`, clearing one that another Python made or that was never finished."""
+    mark = VENV / "worthit-python.stamp"
+    if PYTHON.exists() and read(mark) == PYTHON_VERSION:
         return
     code, output, _ = run_quietly([sys.executable, "-m", "venv", "--clear", str(VENV)], "venv")
     if code:
-        advice = "on Debian or Ubuntu: apt install python3-venv"
-        sys.exit(f"dev.py: {sys.executable} cannot create .venv: {gist(output)}; {advice}")
+        reason = gist(output)
+        if re.search("ensurepip is not|No module named", output):
+            reason = "its venv module is missing; on Debian or Ubuntu: apt install python3-venv"
+        sys.exit(f"dev.py: {sys.executable} cannot create .venv: {reason}")
+    mark.write_text(PYTHON_VERSION, encoding="utf-8")
 
 
 LOG = VENV / "install.log"
