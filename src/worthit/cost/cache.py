@@ -70,17 +70,13 @@ def _(mixer: LinearAttention, d_model: int) -> CacheElements:
 
 @cache_elements.register
 def _(mixer: Mamba, d_model: int) -> CacheElements:
-    return CacheElements(
-        fixed=mixer.d_inner * mixer.d_state, conv=mixer.d_inner * mixer.d_conv
-    )
+    return CacheElements(fixed=mixer.d_inner * mixer.d_state, conv=mixer.d_inner * mixer.d_conv)
 
 
 @cache_elements.register
 def _(mixer: Mamba2, d_model: int) -> CacheElements:
     width = mixer.d_inner + 2 * mixer.n_groups * mixer.d_state
-    return CacheElements(
-        fixed=mixer.d_inner * mixer.d_state, conv=width * mixer.d_conv
-    )
+    return CacheElements(fixed=mixer.d_inner * mixer.d_state, conv=width * mixer.d_conv)
 
 
 @cache_elements.register

@@ -105,8 +105,12 @@ def mixer_params(mixer: object, d_model: int) -> int:
 @mixer_params.register
 def _(mixer: Attention, d_model: int) -> int:
     q, kv = mixer.n_heads * mixer.head_dim, mixer.n_kv_heads * mixer.head_dim
-    matrices = d_model * (q * (2 if mixer.has_output_gate else 1) + 2 * kv) + q * d_model
-    biases = (q + 2 * kv if mixer.has_qkv_bias else 0) + (d_model if mixer.has_out_bias else 0)
+    # The gate is projected with the queries.
+    n_q = 2 if mixer.has_output_gate else 1
+    matrices = d_model * (n_q * q + 2 * kv) + q * d_model
+    biases = (n_q * q + 2 * kv if mixer.has_qkv_bias else 0) + (
+        d_model if mixer.has_out_bias else 0
+    )
     qk_norm = {
         "none": 0,
         "no-weight": 0,
@@ -162,7 +166,8 @@ def _(mixer: Mamba, d_model: int) -> int:
     selection = inner * (mixer.dt_rank + 2 * mixer.d_state) + mixer.dt_rank * inner + inner
     state = inner * mixer.d_state + inner
     bias = 2 * inner + d_model if mixer.has_bias else 0
-    norms = mixer.dt_rank + 2 * mixer.d_state if mixer.has_inner_norms else 0
+    has_norms = mixer.has_inner_norms and mixer.has_inner_norm_weights
+    norms = mixer.dt_rank + 2 * mixer.d_state if has_norms else 0
     return projections + conv + selection + state + bias + norms
 
 
@@ -176,7 +181,7 @@ def _(mixer: Mamba2, d_model: int) -> int:
     # A, D and the time-step bias: one number per head each.
     heads = 3 * mixer.n_heads
     norm = inner if mixer.has_output_norm else 0
-    bias = in_width + d_model if mixer.has_bias else 0
+    bias = (in_width if mixer.has_bias else 0) + (d_model if mixer.has_out_bias else 0)
     return projections + conv + heads + norm + bias
 
 
@@ -216,10 +221,14 @@ def _(ffn: ChannelMix, d_model: int) -> Count:
 
 @ffn_params.register
 def _(ffn: MoE, d_model: int) -> Count:
-    expert = ffn_params(ffn.expert, d_model).total
+    expert = ffn_params(ffn.expert, ffn.d_latent or d_model).total
+    latent = 0
+    if ffn.d_latent is not None:
+        latent = 2 * d_model * ffn.d_latent
+        latent += d_model + ffn.d_latent if ffn.has_latent_bias else 0
     router = d_model * ffn.n_experts + (ffn.n_experts if ffn.has_router_bias else 0)
     shared = 0 if ffn.shared is None else ffn_params(ffn.shared, d_model).total
     gate = d_model if ffn.has_shared_gate else 0
-    always = router + shared + gate
+    always = router + shared + gate + latent
     n_used = ffn.n_experts if ffn.routing == "soft" else ffn.n_experts_per_token
     return Count(total=always + ffn.n_experts * expert, active=always + n_used * expert)

@@ -101,7 +101,8 @@ class Attention:
     this layer (Gemma 3's local layers). QK-norm is of the layer's norm kind and eps: over each
     head with one weight vector (`head`), the whole projection (`full`), each head with its own
     weights (`per-head`), or without weights; `is_qk_norm_after_rope` normalises rotated heads.
-    `temperature` scales the queries of far positions in position-free layers (Llama 4).
+    `temperature` scales the queries of far positions in position-free layers (Llama 4). `in_scale`,
+    `key_scale` and `out_scale` multiply what it reads, its keys and what it adds (Falcon-H1).
 
     `window` keys including the query's own are attended (Mistral's convention); `chunk` restricts
     attention to the query's own chunk (Llama 4); `sparse_keys` caps the keys that a query reads
@@ -129,6 +130,9 @@ class Attention:
     position: Position | None = None
     is_qk_norm_after_rope: bool = False
     temperature: QueryTemperature | None = None
+    in_scale: float = 1.0
+    key_scale: float = 1.0
+    out_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.n_heads < 1 or self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
@@ -171,7 +175,9 @@ class LinearAttention:
     """Attention with a state of `key_dim x value_dim` a head in place of a growing cache.
 
     `kind` names the state's rule: `linear` adds (Katharopoulos 2020), `retention` decays by a
-    constant, `gated` by the data (GLA), `delta` overwrites, `gated-delta` does both.
+    constant, `gated` by the data (GLA), `delta` overwrites, `gated-delta` does both. Queries, keys
+    and values pass a causal convolution over `d_conv` tokens and `activation` where `d_conv` is
+    set. The output norm, of `norm_eps`, is over each value head, and before the gate.
     """
 
     kind: LinearKind
@@ -182,6 +188,8 @@ class LinearAttention:
     d_conv: int = 0
     has_output_gate: bool = True
     has_output_norm: bool = True
+    norm_eps: float = 1e-6
+    activation: Activation = "silu"
     chunk: int = 64
 
     def __post_init__(self) -> None:
@@ -195,7 +203,12 @@ class LinearAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba:
-    """Mamba-1's selective state space (Gu & Dao 2023, arXiv:2312.00752)."""
+    """Mamba-1's selective state space (Gu & Dao 2023, arXiv:2312.00752).
+
+    `has_bias` is of the input and output projections; `activation` follows the convolution and is
+    the gate's. With `has_inner_norms` the step's low-rank input, B and C pass an RMS norm each, of
+    `norm_eps` (Jamba), without weights in Falcon-Mamba.
+    """
 
     d_inner: int
     d_state: int
@@ -204,6 +217,9 @@ class Mamba:
     has_bias: bool = False
     has_conv_bias: bool = True
     has_inner_norms: bool = False
+    has_inner_norm_weights: bool = True
+    norm_eps: float = 1e-6
+    activation: Activation = "silu"
 
     def __post_init__(self) -> None:
         _require_positive(self, "d_inner", "d_state", "d_conv", "dt_rank")
@@ -211,7 +227,14 @@ class Mamba:
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2:
-    """Mamba-2's state-space duality layer (Dao & Gu 2024, arXiv:2405.21060)."""
+    """Mamba-2's state-space duality layer (Dao & Gu 2024, arXiv:2405.21060).
+
+    `has_bias` is the input projection's, `has_out_bias` the output projection's. The output norm
+    is an RMS norm over each of `n_groups` groups of channels, after the gate unless
+    `is_norm_before_gate`. The step is held within `dt_min` and `dt_max` (None: unbounded).
+    `in_scale` and `out_scale` multiply what it reads and adds, `part_scales` the gate, the
+    sequence, B, C and the step after the input projection (Falcon-H1).
+    """
 
     n_heads: int
     head_dim: int
@@ -220,8 +243,17 @@ class Mamba2:
     d_conv: int
     chunk: int = 256
     has_bias: bool = False
+    has_out_bias: bool = False
     has_conv_bias: bool = True
     has_output_norm: bool = True
+    is_norm_before_gate: bool = False
+    norm_eps: float = 1e-5
+    activation: Activation = "silu"
+    dt_min: float = 0.0
+    dt_max: float | None = None
+    in_scale: float = 1.0
+    out_scale: float = 1.0
+    part_scales: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_heads", "head_dim", "d_state", "n_groups", "d_conv", "chunk")
@@ -263,7 +295,8 @@ class FeedForward:
     """Two matrices and an activation, or three when `is_gated` (SwiGLU, GeGLU).
 
     `clamped-swish` is gpt-oss's gate: g sigmoid(1.702 g) (u + 1), with g and u held within
-    `activation_limit`.
+    `activation_limit`. `gate_scale` multiplies the gate before its activation and `out_scale` what
+    the feed-forward adds (Falcon-H1).
     """
 
     d_ff: int
@@ -271,6 +304,8 @@ class FeedForward:
     activation: Activation = "silu"
     has_bias: bool = False
     activation_limit: float | None = None
+    gate_scale: float = 1.0
+    out_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _require_positive(self, "d_ff")
@@ -295,7 +330,8 @@ class MoE:
     `n_group_scores`. `capacity_factor` is set where tokens over an expert's capacity are dropped
     (Switch); None is dropless. A chosen expert's output is weighted by its `score`, divided by the
     chosen ones' sum where `has_normalised_weights`, times `weight_scale`; `scales_input` weights
-    the expert's input instead (Llama 4).
+    the expert's input instead (Llama 4). The routed experts read and write `d_latent` channels, two
+    projections away from `d_model`, where it is set (Nemotron-H).
     """
 
     n_experts: int
@@ -313,11 +349,13 @@ class MoE:
     has_normalised_weights: bool = True
     weight_scale: float = 1.0
     scales_input: bool = False
+    d_latent: int | None = None
+    has_latent_bias: bool = False
     capacity_factor: float | None = None
     balance: Literal["none", "aux-loss", "bias"] = "aux-loss"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "n_experts", "n_experts_per_token", "n_groups")
+        _require_positive(self, "n_experts", "n_experts_per_token", "n_groups", "d_latent")
         if self.n_experts_per_token > self.n_experts:
             raise SpecError(
                 f"n_experts_per_token must be at most n_experts, got "
