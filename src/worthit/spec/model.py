@@ -129,6 +129,7 @@ class Attention:
     scale: float | None = None
     position: Position | None = None
     is_qk_norm_after_rope: bool = False
+    qkv_clip: float | None = None
     temperature: QueryTemperature | None = None
     in_scale: float = 1.0
     key_scale: float = 1.0
@@ -154,7 +155,8 @@ class Attention:
 class LatentAttention:
     """Multi-head latent attention: keys and values rebuilt from one cached latent (DeepSeek-V2).
 
-    `scale` multiplies the scores, 1/sqrt(qk_nope_head_dim + qk_rope_head_dim) where None.
+    `scale` multiplies the scores, 1/sqrt(qk_nope_head_dim + qk_rope_head_dim) where None. The
+    latents are normalised (RMSNorm, eps 1e-6) before they are expanded.
     """
 
     n_heads: int

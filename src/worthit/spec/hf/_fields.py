@@ -30,7 +30,7 @@ _HARMLESS = re.compile(
     | pretraining_tp | attn_implementation | use_flash_attn[a-z_]* | unsloth[a-z_]*
     | tie_weights | tie_encoder_decoder | finetuning_task | prefix | summary_[a-z_]+
     | gradient_checkpointing | chunk_size_feed_forward | pruned_heads | torchscript | use_bfloat16
-    | is_encoder_decoder | add_cross_attention | cross_attention_hidden_size | is_decoder
+    | is_decoder | cross_attention_hidden_size | for_llm_compressor | cache_implementation
     | bad_words_ids | top_[kp] | typical_p | temperature | do_sample | early_stopping | num_beams
     | num_beam_groups | num_return_sequences | (min|max)_length | length_penalty
     | (encoder_)?no_repeat_ngram_size | diversity_penalty | repetition_penalty
@@ -95,9 +95,11 @@ class Fields:
             return 1.0
         return float(value)
 
-    def optional_number(self, name: str) -> float | None:
-        """A positive number, or None where absent or null."""
-        return self.number(name) if self.has(name) else None
+    def optional_number(self, name: str, *, absent: float | None = None) -> float | None:
+        """A positive number; None where null, `absent` where the key is not there."""
+        if self.has(name):
+            return self.number(name)
+        return None if name in self.config else absent
 
     def flag(self, name: str, default: bool, *aliases: str) -> bool:
         """A truth value."""
@@ -168,11 +170,13 @@ class Fields:
                 self.problems.extend(error.problems)
             return cast(T, None)
 
-    def table(self, name: str, *aliases: str) -> Fields | None:
+    def table(
+        self, name: str, *aliases: str, default: Mapping[str, Any] | None = None
+    ) -> Fields | None:
         """The nested object `name`, to be read and then given to `absorb`; None where absent."""
         value = self.get(name, None, *aliases)
         if value is None:
-            return None
+            return None if default is None else Fields(default, where=name)
         if not isinstance(value, Mapping):
             self._refuse(name, f"must be an object, got {value!r}")
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from worthit.spec.model import (
     Layer,
     Mixer,
     ModelSpec,
+    MoE,
     Norm,
     NormKind,
     Position,
@@ -61,6 +62,9 @@ class Decoder:
         fraction: the type's rotated share of each head where the file gives none.
         head_dim: the type's head size where the key is absent; None derives it.
         kv_heads: the type's number of key/value heads where the key is absent; None is MHA.
+        has_groups: whether the type knows key/value heads and head sizes of their own at all.
+        context_len: the type's context where the key is absent; None requires it.
+        names: the type's own keys, best first, in place of a common one.
         norm: the kind of the norms.
         eps: the key of the norms' epsilon, and its value where absent.
     """
@@ -77,20 +81,26 @@ class Decoder:
         norm: NormKind = "rmsnorm",
         eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
         has_rope: bool = True,
+        has_groups: bool = True,
+        context_len: int | None = None,
+        names: Mapping[str, tuple[str, ...]] | None = None,
         **norm_options: bool,
     ) -> None:
         self.fields = fields
-        self.d_model = fields.size("hidden_size")
-        self.n_layers = fields.size("num_hidden_layers")
-        self.vocab_size = fields.size("vocab_size")
-        self.context_len = fields.size("max_position_embeddings")
-        self.n_heads = fields.size("num_attention_heads")
-        given = fields.optional_size("num_key_value_heads", absent=kv_heads)
-        self.n_kv_heads = given or self.n_heads
-        fields.divides("num_key_value_heads", self.n_kv_heads, "num_attention_heads", self.n_heads)
-        self.head_dim = fields.optional_size("head_dim", absent=head_dim) or derived_head_dim(
-            fields, self.d_model, self.n_heads
-        )
+        self._names = names or {}
+        self.d_model = self._size("hidden_size")
+        self.n_layers = self._size("num_hidden_layers")
+        self.vocab_size = self._size("vocab_size")
+        self.context_len = self._size("max_position_embeddings", default=context_len)
+        self.n_heads = self._size("num_attention_heads")
+        self.n_kv_heads = self.n_heads
+        given_head_dim = None
+        if has_groups:
+            kv = "num_key_value_heads"
+            self.n_kv_heads = fields.optional_size(kv, absent=kv_heads) or self.n_heads
+            fields.divides(kv, self.n_kv_heads, "num_attention_heads", self.n_heads)
+            given_head_dim = fields.optional_size("head_dim", absent=head_dim)
+        self.head_dim = given_head_dim or self._derived_head_dim()
         self.norm = Norm(kind=norm, eps=fields.number(*eps), **norm_options)
         self.rotary: Rotary | None = None
         if has_rope:
@@ -102,6 +112,16 @@ class Decoder:
                 is_interleaved=is_interleaved,
             )
             self.context_len = self.rotary.context_len
+
+    def _size(self, name: str, *, default: int | None = None) -> int:
+        return self.fields.size(*self._names.get(name, (name,)), default=default)
+
+    def _derived_head_dim(self) -> int:
+        heads, width = (
+            self._names.get(name, (name,))[0] for name in ("num_attention_heads", "hidden_size")
+        )
+        self.fields.divides(heads, self.n_heads, width, self.d_model)
+        return max(1, self.d_model // self.n_heads)
 
     def attention(self, **options: Any) -> Attention:
         """Softmax attention over the heads read; `options` are further fields of it."""
@@ -120,8 +140,23 @@ class Decoder:
         return self.fields.part(
             FeedForward,
             d_ff=self.fields.size(width),
-            activation=activation(self.fields, "hidden_act"),
+            activation=activation(self.fields, "hidden_act", "silu"),
             has_bias=has_bias,
+        )
+
+    def plain_ffn(self, d_ff: int, kind: Activation, *, has_bias: bool = True) -> FeedForward:
+        """A feed-forward of two matrices."""
+        return self.fields.part(
+            FeedForward, d_ff=d_ff, is_gated=False, activation=kind, has_bias=has_bias
+        )
+
+    def mixture(self, experts: str, alias: str, expert: FeedForward, **options: Any) -> MoE:
+        """A mixture of as many `expert`s as the key `experts`, or else `alias`, says."""
+        n_experts = self.fields.size(experts, alias)
+        n_used = self.fields.size("num_experts_per_tok")
+        self.fields.at_most("num_experts_per_tok", n_used, experts, n_experts)
+        return self.fields.part(
+            MoE, n_experts=n_experts, n_experts_per_token=n_used, expert=expert, **options
         )
 
     def layer(self, mixer: Mixer, ffn: Ffn, **options: Any) -> Layer:
@@ -153,13 +188,7 @@ def shared(layers: Iterable[Layer]) -> tuple[Layer, ...]:
     return tuple(seen.setdefault(layer, layer) for layer in layers)
 
 
-def derived_head_dim(fields: Fields, d_model: int, n_heads: int) -> int:
-    """`d_model / n_heads`, for a file that does not say."""
-    fields.divides("num_attention_heads", n_heads, "hidden_size", d_model)
-    return max(1, d_model // n_heads)
-
-
-def activation(fields: Fields, name: str, default: str = "silu") -> Activation:
+def activation(fields: Fields, name: str, default: str) -> Activation:
     """The activation called `name`."""
     return ACTIVATION_NAMES[fields.choice(name, default, *ACTIVATION_NAMES)]
 
@@ -188,18 +217,37 @@ def rotary(
     is_interleaved: bool = False,
 ) -> Rotary:
     """Rotary positions, from classic `rope_theta` and `rope_scaling` or from `rope_parameters`."""
-    theta = fields.number("rope_theta", theta)
-    fraction = fields.number("partial_rotary_factor", fraction)
-    table = fields.table("rope_parameters", "rope_scaling")
-    if table is None:
-        position = Position(rope_theta=theta, is_interleaved=is_interleaved)
-        return Rotary(position=position, fraction=fraction, context_len=context_len)
-    theta = table.number("rope_theta", theta)
-    fraction = table.number("partial_rotary_factor", fraction)
-    scaling = _scaling(fields, table, context_len)
-    fields.absorb(table)
-    position = Position(rope_theta=theta, scaling=scaling, is_interleaved=is_interleaved)
-    return Rotary(position=position, fraction=fraction, context_len=stretched(scaling, context_len))
+    return rotary_table(
+        fields,
+        fields.table("rope_parameters", "rope_scaling"),
+        context_len,
+        theta=fields.number("rope_theta", theta, "rotary_emb_base"),
+        fraction=fields.number("partial_rotary_factor", fraction, "rotary_pct"),
+        is_interleaved=is_interleaved,
+    )
+
+
+def rotary_table(
+    fields: Fields,
+    table: Fields | None,
+    context_len: int,
+    *,
+    theta: float,
+    fraction: float = 1.0,
+    is_interleaved: bool = False,
+) -> Rotary:
+    """Rotary positions from one table of settings; without it, unscaled."""
+    scaling = None
+    if table is not None:
+        theta = table.number("rope_theta", theta)
+        fraction = table.number("partial_rotary_factor", fraction)
+        scaling = _scaling(fields, table, context_len)
+        fields.absorb(table)
+    return Rotary(
+        position=Position(rope_theta=theta, scaling=scaling, is_interleaved=is_interleaved),
+        fraction=fraction,
+        context_len=stretched(scaling, context_len),
+    )
 
 
 def stretched(scaling: PositionScaling | None, context_len: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from worthit.spec.hf._fields import Fields
 from worthit.spec.hf._parts import Decoder, windows
 from worthit.spec.hf._read import Reader
-from worthit.spec.model import ModelSpec, MoE
+from worthit.spec.model import ModelSpec
 
 
 def llama(fields: Fields) -> ModelSpec:
@@ -30,12 +30,7 @@ def mistral(fields: Fields) -> ModelSpec:
 def mixtral(fields: Fields) -> ModelSpec:
     """Mixtral: every feed-forward a mixture."""
     decoder = Decoder(fields, theta=1e6, kv_heads=8, eps=("rms_norm_eps", 1e-5))
-    n_experts = fields.size("num_local_experts", "num_experts")
-    n_used = fields.size("num_experts_per_tok")
-    fields.at_most("num_experts_per_tok", n_used, "num_local_experts", n_experts)
-    moe = fields.part(
-        MoE, n_experts=n_experts, n_experts_per_token=n_used, expert=decoder.gated_ffn()
-    )
+    moe = decoder.mixture("num_local_experts", "num_experts", decoder.gated_ffn())
     layer = decoder.layer(decoder.attention(window=fields.optional_size("sliding_window")), moe)
     return decoder.model([layer] * decoder.n_layers, is_tied=False)
 
