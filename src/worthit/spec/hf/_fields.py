@@ -7,14 +7,18 @@ may not be. All problems of one file are reported together.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
-from worthit.errors import SpecError, nearest
+from worthit.errors import SpecError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Share of letters in order above which a key reads as a slip of another, not as one of its own.
+TYPO_CUTOFF = 0.8
 
 # Keys that change no shape, no cache and no arithmetic: training, generation, bookkeeping.
 _HARMLESS = re.compile(
@@ -206,8 +210,9 @@ class Fields:
             # Switched off or empty, a feature changes nothing; whatever is set might.
             if not value:
                 continue
-            near = nearest(key, self._read)
-            hint = f"; did you mean {near[0]}?" if near else "; remove it if it changes no shape"
+            # Only a key that is not there as well can have been meant.
+            meant = difflib.get_close_matches(key, self._read - set(self.config), 1, TYPO_CUTOFF)
+            hint = f"; did you mean {meant[0]}?" if meant else "; remove it if it changes no shape"
             self.problem(key, f"not understood for this model type, got {_short(value)}{hint}")
         if self.problems:
             raise SpecError(*dict.fromkeys(self.problems), context=self.where)

@@ -188,7 +188,7 @@ def shared(layers: Iterable[Layer]) -> tuple[Layer, ...]:
     return tuple(seen.setdefault(layer, layer) for layer in layers)
 
 
-def activation(fields: Fields, name: str, default: str) -> Activation:
+def activation(fields: Fields, name: str, default: str = "silu") -> Activation:
     """The activation called `name`."""
     return ACTIVATION_NAMES[fields.choice(name, default, *ACTIVATION_NAMES)]
 
@@ -255,7 +255,9 @@ def stretched(scaling: PositionScaling | None, context_len: int) -> int:
     # Linear and dynamic scaling name no original length: the file's context is taken as it is.
     if scaling is None or scaling.kind in ("linear", "dynamic", "ntk"):
         return context_len
-    return max(context_len, int(scaling.factor * scaling.original_context_len))
+    if context_len > scaling.original_context_len:
+        return context_len
+    return int(scaling.factor * scaling.original_context_len)
 
 
 def _scaling(fields: Fields, table: Fields, context_len: int) -> PositionScaling | None:

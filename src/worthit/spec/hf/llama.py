@@ -45,6 +45,7 @@ def smollm3(fields: Fields) -> ModelSpec:
     has_rope = fields.per_layer("no_rope_layers", n_layers)
     if not has_rope:
         has_rope = [(i + 1) % every != 0 for i in range(n_layers)]
+    fields.ignore("max_window_layers")
     window = fields.optional_size("sliding_window")
     if not fields.flag("use_sliding_window", False):
         window = None
@@ -88,6 +89,8 @@ def granite(fields: Fields) -> ModelSpec:
 def phi3(fields: Fields) -> ModelSpec:
     """Phi-3 and Phi-4: fused projections, LongRoPE, at times a rotated share of each head."""
     decoder = Decoder(fields, eps=("rms_norm_eps", 1e-5))
+    # Said by every file, scaled or not.
+    fields.ignore("original_max_position_embeddings")
     attention = decoder.attention(window=fields.optional_size("sliding_window"))
     layer = decoder.layer(attention, decoder.gated_ffn())
     return decoder.model([layer] * decoder.n_layers, is_tied=False)

@@ -56,6 +56,7 @@ def qwen3_moe(fields: Fields) -> ModelSpec:
         has_qkv_bias=has_bias, has_out_bias=has_bias, qk_norm="head", window=_window(fields)
     )
     fields.ignore("max_window_layers")
+    fields.choice("use_qk_norm", True, True)
     ffns = _sparse(decoder, lambda: _moe(decoder, None))
     return decoder.model([decoder.layer(attention, ffn) for ffn in ffns], is_tied=False)
 
