@@ -64,6 +64,7 @@ class Decoder:
         kv_heads: the type's number of key/value heads where the key is absent; None is MHA.
         has_groups: whether the type knows key/value heads and head sizes of their own at all.
         context_len: the type's context where the key is absent; None requires it.
+        n_layers: the number of layers where another key implies it; None requires it.
         names: the type's own keys, best first, in place of a common one.
         norm: the kind of the norms.
         eps: the key of the norms' epsilon, and its value where absent.
@@ -83,13 +84,14 @@ class Decoder:
         has_rope: bool = True,
         has_groups: bool = True,
         context_len: int | None = None,
+        n_layers: int | None = None,
         names: Mapping[str, tuple[str, ...]] | None = None,
         **norm_options: bool,
     ) -> None:
         self.fields = fields
         self._names = names or {}
         self.d_model = self._size("hidden_size")
-        self.n_layers = self._size("num_hidden_layers")
+        self.n_layers = self._size("num_hidden_layers", default=n_layers)
         self.vocab_size = self._size("vocab_size")
         self.context_len = self._size("max_position_embeddings", default=context_len)
         self.n_heads = self._size("num_attention_heads")
