@@ -131,11 +131,7 @@ def _load_this_device() -> Device:
 
 
 def _names(folder: str) -> tuple[str, ...]:
-    try:
-        files = os.listdir(HOME / folder)
-    except FileNotFoundError:
-        return ()
-    return tuple(sorted(file[:-5] for file in files if file.endswith(".json")))
+    return tuple(sorted(file.stem for file in (HOME / folder).glob("*.json")))
 
 
 def _entry(folder: str, name: str, kind: str, known: Any) -> dict[str, Any]:

@@ -35,14 +35,16 @@ TAGS: dict[type, tuple[str, str]] = {
 }
 # The longest pattern of layers looked for; the longest in use is Jamba's 8.
 MAX_PATTERN = 16
+# Characters of a wrong value that a message repeats.
+MAX_SHOWN = 60
 
 
 def to_json(value: Any) -> Any:
     """Write a spec, a case or a part of one as dicts, lists, text, numbers and nulls.
 
-    >>> from worthit.spec.model import FeedForward
-    >>> to_json(FeedForward(d_ff=64, is_gated=False, activation="gelu"))
-    {'type': 'ffn', 'd_ff': 64, 'is_gated': False, 'activation': 'gelu', 'has_bias': False}
+    >>> from worthit.spec.model import ChannelMix
+    >>> to_json(ChannelMix(d_ff=64))
+    {'type': 'channel-mix', 'd_ff': 64}
     """
     if is_dataclass(value) and not isinstance(value, type):
         tag = TAGS.get(type(value))
@@ -72,12 +74,12 @@ def from_json(data: Any, cls: type[T], *, path: Path = (), where: str = "") -> T
     """
     from worthit.spec._shape import check_shape
 
-    problems = check_shape(data, cls, path)
-    builder = _Builder(avoid=[where for where, _ in problems])
+    misfits = check_shape(data, cls, path)
+    builder = _Builder(avoid=[misfit.path for misfit in misfits if misfit.blocks])
     built = builder.build(cls, data, path)
-    found = [problem(at, message) for at, message in [*problems, *builder.problems]]
+    found = [*((misfit.path, misfit.message) for misfit in misfits), *builder.problems]
     if found:
-        raise SpecError(*found, context=where)
+        raise SpecError(*(problem(at, message) for at, message in found), context=where)
     assert isinstance(built, cls)
     return built
 
@@ -120,7 +122,7 @@ class _Builder:
             return self._build_object(cls, data, path)
         item = item_hint(hint)
         if item is None or not isinstance(data, (list, tuple)):
-            return _BROKEN if path in self.avoid else data
+            return _BROKEN if path in self.avoid else _as_declared(hint, data)
         if item is Layer:
             built = list(self._build_layers(data, path))
         else:
@@ -153,11 +155,22 @@ class _Builder:
             if "layer" in entry:
                 pattern = [self.build(Layer, entry["layer"], (*at, "layer"))]
             else:
-                pattern = list(self._build_layers(entry.get("layers", ()), (*at, "layers")))
+                inner = entry.get("layers")
+                inner = inner if isinstance(inner, list) else []
+                pattern = list(self._build_layers(inner, (*at, "layers")))
             if at in self.avoid:
                 yield _BROKEN
             else:
                 yield from pattern * entry["repeat"]
+
+
+def _as_declared(hint: Any, data: Any) -> Any:
+    """A number in the type of its field: JSON has one kind of number, TOML asks for a point."""
+    if type(data) is float and data.is_integer() and float not in options_of(hint):
+        return int(data) if int in options_of(hint) else data
+    if type(data) is int and float in options_of(hint) and int not in options_of(hint):
+        return float(data)
+    return data
 
 
 # "n_heads must be positive, got 0": the field's name belongs to the path.
@@ -197,7 +210,7 @@ def options_of(hint: Any) -> tuple[Any, ...]:
 @cache
 def classes_of(hint: Any) -> tuple[type, ...]:
     """The dataclasses that may stand where `hint` is declared."""
-    return tuple(option for option in options_of(hint) if is_dataclass(option))
+    return tuple(o for o in options_of(hint) if isinstance(o, type) and is_dataclass(o))
 
 
 def member(hint: Any, data: Any) -> type | None:
@@ -258,10 +271,18 @@ def _best_pattern(ids: Sequence[int], start: int) -> tuple[int, int]:
 
 
 def suggest(key: str, known: Sequence[str]) -> str:
-    """The advice for a key nobody knows."""
+    """The advice for a key that nobody knows."""
     near = nearest(key, known)
-    return (
-        f"not a known key; did you mean {near[0]}?"
-        if near
-        else (f"not a known key; known here: {', '.join(known)}")
-    )
+    advice = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+    return f"not a known key; {advice}"
+
+
+def shown(value: Any) -> str:
+    """A value as a message prints it: in the words of JSON, and not at length."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if _is_word(value) else None
+    text = text or repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)

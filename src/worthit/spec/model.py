@@ -136,13 +136,14 @@ class Attention:
     out_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.n_heads < 1 or self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
-            divisors = [n for n in range(1, max(self.n_heads, 1) + 1) if self.n_heads % n == 0]
+        _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
+        _require_positive(self, "window", "chunk", "sparse_keys", "low_rank")
+        if self.n_heads % self.n_kv_heads:
+            divisors = [n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]
             raise SpecError(
                 f"n_kv_heads must divide n_heads, got n_heads={self.n_heads} and "
                 f"n_kv_heads={self.n_kv_heads}; pick one of {divisors}"
             )
-        _require_positive(self, "head_dim", "window", "chunk", "sparse_keys", "low_rank")
 
     @property
     def reach(self) -> int | None:
@@ -549,10 +550,10 @@ class ModelSpec:
 
 def _require_positive(spec: object, *names: str) -> None:
     """Raise unless each named field is None or a positive number."""
-    for name in names:
-        value = getattr(spec, name)
-        if value is not None and value <= 0:
-            raise SpecError(f"{name} must be positive, got {value}")
+    values = {name: getattr(spec, name) for name in names}
+    wrong = {name: n for name, n in values.items() if n is not None and n <= 0}
+    if wrong:
+        raise SpecError(*(f"{name} must be positive, got {n}" for name, n in wrong.items()))
 
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
