@@ -1,0 +1,185 @@
+"""Seconds from a ledger: t = max(F / (eF peak), bytes / (eB bandwidth)) + t0, summed over kernels.
+
+Efficiencies are intervals, one a kind of kernel. They are independent of one another and shared by
+whatever is compared: an evaluation carries one *scenario* a bound, so that what two cases have in
+common cancels in their ratio and only the difference is uncertain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worthit.cost.ledger import Number, Op
+from worthit.spec.case import Device
+from worthit.spec.formats import format_of
+
+Array = NDArray[np.float64]
+
+# Half-widths of the time of each kind of kernel, before calibration: median errors of this formula
+# on public measured tables (docs/accuracy.md), rounded up to what a new device may show.
+UNCERTAINTY: dict[str, float] = {
+    "gemm": 0.15,
+    "attention": 0.14,
+    "moe": 0.12,
+    "scan": 0.30,
+    "elementwise": 0.25,
+    "comm": 0.25,
+    # Weight-only kernels where their dequantization was fitted, and narrow formats that were not.
+    "quantized": 0.20,
+    "narrow": 0.50,
+    "launch": 0.30,
+}
+FACTORS = tuple(UNCERTAINTY)
+# What a measurement of this very machine leaves of an interval.
+CALIBRATED_SHARE = 1 / 3
+
+# Achieved bytes/s of weight-only kernels, of what bf16 weights reach: fitted on gpt-fast's
+# measured int8 and int4 decode, A100 (README of pytorch-labs/gpt-fast, 2023).
+DEQUANTIZATION = {"int8": 0.77, "int4": 0.62, "fp8": 0.90, "fp4": 0.62}
+# Scans and short recurrences run on vector units; share of their peak that they reach.
+SCAN_COMPUTE = 0.5
+# Links reach about this share of their one-way rate in large collectives.
+LINK_EFFICIENCY = 0.8
+
+STREAMS = ("weights", "cache", "scores", "other")
+STREAM_BOTTLENECK = {
+    "weights": "decode-weights",
+    "cache": "decode-cache",
+    "scores": "attention-traffic",
+    "other": "elementwise-traffic",
+}
+SCENARIOS = 1 + 2 * len(FACTORS)
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """Seconds of one pass by uncertainty factor (rows) and case (columns), layers and the rest.
+
+    `causes` gives the same total by bottleneck at the middle of every interval.
+    """
+
+    layers: Array
+    around: Array
+    causes: dict[str, Array]
+
+    @property
+    def mid(self) -> Array:
+        """Seconds at the middle of every interval, one a case."""
+        total: Array = self.layers.sum(axis=0) + self.around.sum(axis=0)
+        return total
+
+    def scaled(self, share: Number) -> PassTime:
+        """The same pass with every time multiplied."""
+        causes = {name: seconds * share for name, seconds in self.causes.items()}
+        return PassTime(self.layers * share, self.around * share, causes)
+
+
+def scenario_factors(is_calibrated: bool) -> Array:
+    """Multipliers on time, `(factors, scenarios)`: all 1, then each factor low and high alone."""
+    factors = np.ones((len(FACTORS), SCENARIOS))
+    for i, name in enumerate(FACTORS):
+        width = UNCERTAINTY[name] * (CALIBRATED_SHARE if is_calibrated else 1.0)
+        factors[i, 1 + 2 * i] = 1 / (1 + width)
+        factors[i, 2 + 2 * i] = 1 + width
+    return factors
+
+
+def time_pass(
+    ops: list[Op],
+    device: Device,
+    *,
+    is_decode: bool,
+    points: int,
+    link_bytes_per_s: Number,
+    working_set: Number | None = None,
+) -> PassTime:
+    """Time every operation of a pass on `device`, at each of `points` cases.
+
+    `working_set` is what the pass touches again and again, in bytes; where it fits the last-level
+    cache it moves at the cache's rate.
+    """
+    n = len(ops)
+    table = {name: np.zeros((n, points)) for name in ("flops", "sent", "launches", *STREAMS)}
+    count = np.ones((n, points))
+    for i, op in enumerate(ops):
+        for name, rows in table.items():
+            value = getattr(op, name)
+            if type(value) is not float or value:
+                rows[i] = value
+        count[i] = op.count
+    rates = [_rates(op, device, is_decode) for op in ops]
+    compute = np.array([r[0] for r in rates])[:, None]
+    memory = np.array([r[1] for r in rates])[:, None]
+    launch = np.array([r[2] for r in rates])[:, None]
+
+    bandwidth: Number = device.mem_bytes_per_s
+    if working_set is not None and device.llc_bytes and device.llc_bytes_per_s:
+        fast = np.asarray(working_set) <= device.llc_bytes
+        bandwidth = np.where(fast, device.llc_bytes_per_s, bandwidth)
+    moved = table["weights"] + table["cache"] + table["scores"] + table["other"]
+    compute_s = table["flops"] / compute
+    memory_s = moved / (memory * bandwidth)
+    comm_s = table["sent"] / (LINK_EFFICIENCY * np.asarray(link_bytes_per_s))
+    busy = (np.maximum(compute_s, memory_s) + comm_s) * count
+    started = table["launches"] * launch * count
+
+    factor = np.array([_factor(op) for op in ops])
+    around = np.array([op.is_around for op in ops])
+    totals = []
+    for part in (~around, around):
+        rows = np.zeros((len(FACTORS), points))
+        np.add.at(rows, factor[part], busy[part])
+        rows[FACTORS.index("launch")] += started[part].sum(axis=0)
+        totals.append(rows)
+
+    is_compute = compute_s > memory_s
+    causes: dict[str, Array] = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        per_byte = np.where(is_compute | (moved == 0), 0.0, busy / moved)
+    for stream, bottleneck in STREAM_BOTTLENECK.items():
+        causes[bottleneck] = (per_byte * table[stream]).sum(axis=0)
+    attends = np.array([op.kernel == "attention" for op in ops])
+    sends = np.array([op.kernel == "comm" for op in ops])
+    computing = np.where(is_compute, busy, 0.0)
+    causes["attention-compute"] = computing[attends].sum(axis=0)
+    causes["matmul-compute"] = computing[~attends].sum(axis=0)
+    causes["communication"] = busy[sends].sum(axis=0) + started[sends].sum(axis=0)
+    causes["launch-overhead"] = started[~sends].sum(axis=0)
+    return PassTime(totals[0], totals[1], causes)
+
+
+def _rates(op: Op, device: Device, is_decode: bool) -> tuple[float, float, float]:
+    """Achieved FLOP/s, share of the bandwidth, and seconds a launch costs."""
+    e = device.efficiency
+    if op.kernel == "comm":
+        return 1.0, 1.0, e.comm_floor_s
+    if op.math == "vector":
+        # Outside the matrix units everything is fp32; where no figure is stated, an eighth of
+        # the matrix peak is typical of accelerators.
+        peak = device.flops_per_s.get("fp32") or device.peak("bf16") / 8
+        return peak * SCAN_COMPUTE, e.gemm_memory, e.launch_s
+    peak = device.peak(op.math)
+    if op.kernel == "attention":
+        memory = e.decode_attention_memory if is_decode else e.gemm_memory
+        launch = e.decode_attention_launch_s if is_decode else e.launch_s
+        return peak * e.prefill_attention_compute, memory, launch
+    memory = e.gemm_memory
+    if op.storage:
+        stored = format_of(op.storage).math
+        if stored != op.math:
+            memory *= DEQUANTIZATION.get(stored, 1.0)
+    return peak * e.gemm_compute, memory, e.launch_s
+
+
+def _factor(op: Op) -> int:
+    """Which uncertainty this operation's time carries."""
+    if op.storage:
+        stored = format_of(op.storage).math
+        if stored in ("int4", "int8") and stored != op.math:
+            return FACTORS.index("quantized")
+        if stored in ("fp4",):
+            return FACTORS.index("narrow")
+    return FACTORS.index(op.kernel)

@@ -1,0 +1,459 @@
+"""Serving: memory first, then prefill, decode and speculation, then what a user waits for.
+
+A service keeps `concurrency` sequences in flight. Those whose cache fits run; the rest wait. The
+running ones are prefilled and then advance one step at a time. All quantities are arrays over the
+points of the evaluation; times carry a first axis of scenarios (see `clock`), to which two are
+added for numbers that depend on data (`Range`): its low and its high end.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from worthit.cost.clock import (
+    FACTORS,
+    SCENARIOS,
+    Array,
+    PassTime,
+    scenario_factors,
+    time_pass,
+)
+from worthit.cost.layout import choose, degrees
+from worthit.cost.ledger import Number, Op, Pass, build
+from worthit.cost.memory import (
+    RESERVE,
+    Split,
+    cache_bytes,
+    serving_activation_bytes,
+    weight_bytes,
+)
+from worthit.cost.params import count_params
+from worthit.cost.points import Points, one_point
+from worthit.spec.case import Case, Range, Serving
+from worthit.spec.formats import format_of
+
+# How many standard deviations above the mean an engine reserves for outputs it cannot foresee.
+RESERVED_DEVIATIONS = 3.0
+
+
+class ServeCost:
+    """The cost of serving `case`, at every point.
+
+    Shapes: memory `(points,)`; times `(scenarios, points)`, scenario 0 being the middle of every
+    interval. Times are infinite where not even one sequence fits.
+    """
+
+    def __init__(self, case: Case, points: Points | None = None) -> None:
+        assert isinstance(case.workload, Serving)
+        self.case = case = choose(case)
+        self.work = case.workload
+        self.points = p = one_point(case) if points is None else points
+        self.runtime, self.model = case.runtime, case.model
+        self.device = case.hardware.device
+        self.degrees = degrees(case, p)
+        self.split: Split = self.degrees.split(case.hardware.layout)
+        compiled = self.runtime.is_compiled
+        self.is_compiled = self.device.kind != "cpu" if compiled is None else compiled
+
+    # Memory
+
+    @cached_property
+    def weights_bytes(self) -> Array:
+        """Weights on one device, a draft's included."""
+        p = self.points
+        own = weight_bytes(self.model, self.split, width=p.width, depth=p.depth)
+        draft: Number = 0.0
+        if self.runtime.speculation is not None:
+            s = self.runtime.speculation
+            size = format_of(self.model.precision.weights).bytes
+            draft = own * s.draft_scale + s.head_params * size / self.split.tensor
+        return own + draft + np.zeros(p.n)
+
+    @cached_property
+    def reserved_tokens(self) -> Array:
+        """Tokens of cache set aside for one sequence.
+
+        Without paging an engine must reserve what an output might reach; with pages it holds what
+        is there, and a sequence is on average half-way through its output when others start.
+        """
+        p = self.points
+        if self.runtime.has_paging:
+            return p.prompt + p.output
+        return p.prompt + p.output * (1.0 + RESERVED_DEVIATIONS * self.work.output_spread)
+
+    @cached_property
+    def shared_tokens(self) -> Array:
+        """Prompt tokens whose cache all sequences share: none without prefix caching."""
+        share = self.work.shared_prefix if self.runtime.has_prefix_caching else 0.0
+        return self.points.prompt * share
+
+    @cached_property
+    def _cache(self) -> tuple[Array, Array]:
+        p = self.points
+        draft = 0.0
+        if self.runtime.speculation is not None:
+            draft = self.runtime.speculation.draft_scale
+        use = cache_bytes(
+            self.model,
+            self.split,
+            self.reserved_tokens,
+            runtime=self.runtime,
+            shared_tokens=self.shared_tokens,
+            width=p.width,
+            depth=p.depth,
+        )
+        grown = 1.0 + draft
+        return use.per_sequence * grown + np.zeros(p.n), use.shared * grown + np.zeros(p.n)
+
+    @cached_property
+    def sequence_bytes(self) -> Array:
+        """Cache of one sequence on one device."""
+        return self._cache[0]
+
+    @cached_property
+    def capacity_bytes(self) -> Array:
+        """Memory of one device that the model may use."""
+        return np.full(self.points.n, self.device.mem_bytes * (1 - RESERVE))
+
+    @cached_property
+    def activation_bytes(self) -> Array:
+        """Peak activations on one device."""
+        p = self.points
+        batch = np.maximum(p.concurrency / self.degrees.replicas, 1.0)
+        return np.zeros(p.n) + serving_activation_bytes(
+            self.model, self.split, self.runtime, batch=batch, prompt=p.prompt, width=p.width
+        )
+
+    @cached_property
+    def room(self) -> Array:
+        """Sequences whose cache fits, over all replicas; 0 where not even the weights do."""
+        free = (
+            self.capacity_bytes - self.weights_bytes - self.activation_bytes - self._cache[1]
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = np.where(self.sequence_bytes > 0, free / self.sequence_bytes, np.inf)
+        each = np.where(free <= 0, 0.0, np.floor(each))
+        # A replica is shared by several devices whose caches are divided alike.
+        return each * self.degrees.replicas
+
+    @cached_property
+    def running(self) -> Array:
+        """Sequences in flight at once: what was asked for, or what fits."""
+        return np.minimum(self.points.concurrency, self.room)
+
+    @cached_property
+    def fits(self) -> Array:
+        """Whether everything asked for fits."""
+        return self.room >= self.points.concurrency
+
+    @cached_property
+    def cache_bytes_total(self) -> Array:
+        """Cache of all sequences asked for, on one device."""
+        each = np.maximum(self.points.concurrency / self.degrees.replicas, 1.0)
+        return self.sequence_bytes * each + self._cache[1]
+
+    @cached_property
+    def total_bytes(self) -> Array:
+        """Everything asked for, on one device."""
+        return self.weights_bytes + self.cache_bytes_total + self.activation_bytes
+
+    # Time
+
+    def forward(
+        self, phase: str, *, batch: Number, new: Number, past: Number, size: float = 1.0
+    ) -> Pass:
+        """A pass of this model (or of one `size` times its parameters) on one device."""
+        p, d = self.points, self.degrees
+        return Pass(
+            phase=phase,  # type: ignore[arg-type]  # one of two literals, by the callers below
+            batch=batch,
+            new=new,
+            past=past,
+            width=p.width * size ** (1 / 3),
+            depth=p.depth * size ** (1 / 3),
+            tensor=d.tensor,
+            expert=d.expert,
+            context=d.context,
+            logits=1.0 if phase == "prefill" else None,
+            is_fused=self.runtime.attention == "fused",
+            is_compiled=self.is_compiled,
+            kept_tokens=self.runtime.kept_tokens,
+            precision=self.model.precision,
+        )
+
+    def ops(self, p: Pass) -> list[Op]:
+        """The ledger of a pass; an early exit runs its mean share of the layers in decode."""
+        return build(self.model, p)
+
+    def timed(self, p: Pass) -> PassTime:
+        """Seconds of a pass over all pipeline stages."""
+        d = self.degrees
+        time = time_pass(
+            self.ops(p),
+            self.device,
+            is_decode=p.phase == "decode",
+            points=self.points.n,
+            link_bytes_per_s=d.link_bytes_per_s,
+            working_set=self.weights_bytes + self.sequence_bytes * p.batch,
+        )
+        if p.phase == "prefill" and np.any(d.pipeline > 1):
+            # Sequences follow one another through the stages: (m + p - 1) / (m p) of the time.
+            micro = np.maximum(p.batch, 1.0)
+            return time.scaled((micro + d.pipeline - 1) / (micro * d.pipeline))
+        return time
+
+    @cached_property
+    def batch(self) -> Array:
+        """Running sequences on one replica."""
+        return np.maximum(self.running / self.degrees.replicas, 1.0)
+
+    @cached_property
+    def prefill(self) -> PassTime:
+        """Prefill of every running sequence of a replica."""
+        new = np.maximum(self.points.prompt - self.shared_tokens, 1.0)
+        return self.timed(
+            self.forward("prefill", batch=self.batch, new=new, past=self.shared_tokens)
+        )
+
+    @cached_property
+    def first(self) -> PassTime:
+        """Prefill of one sequence alone."""
+        new = np.maximum(self.points.prompt - self.shared_tokens, 1.0)
+        return self.timed(self.forward("prefill", batch=1.0, new=new, past=self.shared_tokens))
+
+    @cached_property
+    def mean_context(self) -> Array:
+        """Tokens in the cache, averaged over the output."""
+        return self.points.prompt + self.points.output / 2
+
+    @cached_property
+    def step(self) -> PassTime:
+        """One decode step of a replica: one token a sequence, or the verification of a draft."""
+        new = 1.0
+        if self.runtime.speculation is not None:
+            s = self.runtime.speculation
+            new = 1.0 + s.draft_len * s.branches
+        # Micro-batches follow one another through the stages; each step waits for all of them.
+        batch = self.batch / np.minimum(self.degrees.pipeline, self.batch)
+        return self.timed(self.forward("decode", batch=batch, new=new, past=self.mean_context))
+
+    @cached_property
+    def draft(self) -> PassTime | None:
+        """Drafting for one step, or None."""
+        s = self.runtime.speculation
+        if s is None or (s.draft_scale == s.draft_layers == s.head_params == 0):
+            return None
+        passes = 1.0 if s.is_parallel else float(s.draft_len)
+        if s.head_params:
+            return self._head_pass(s.head_params, passes)
+        one = self.forward(
+            "decode",
+            batch=self.batch,
+            new=1.0,
+            past=self.mean_context,
+            size=s.draft_scale or 1.0,
+        )
+        time = self.timed(one)
+        if s.draft_layers:
+            causes = {k: v * s.draft_layers for k, v in time.causes.items()}
+            time = PassTime(time.layers * s.draft_layers, time.around, causes)
+        return time.scaled(passes)
+
+    def _head_pass(self, params: float, passes: float) -> PassTime:
+        """Extra heads, read once a pass; two kernels each."""
+        size = format_of(self.model.precision.weights)
+        op = Op(
+            name="draft heads",
+            kernel="gemm",
+            flops=2.0 * self.batch * params / self.degrees.tensor,
+            weights=params * size.bytes / self.degrees.tensor,
+            launches=2.0,
+            storage=self.model.precision.weights,
+            math="bf16" if self.model.precision.activations != "fp32" else "fp32",
+        )
+        time = time_pass(
+            [op],
+            self.device,
+            is_decode=True,
+            points=self.points.n,
+            link_bytes_per_s=self.degrees.link_bytes_per_s,
+        )
+        return time.scaled(passes)
+
+    @cached_property
+    def _factors(self) -> Array:
+        """Multipliers by factor and scenario, the two of data-dependent numbers at the end."""
+        hardware = scenario_factors(self.device.efficiency.is_calibrated)
+        return np.concatenate([hardware, np.ones((len(FACTORS), 2))], axis=1)
+
+    def seconds(self, time: PassTime, *, is_decode: bool = False) -> Array:
+        """Seconds by scenario and point; in decode, early exits shorten the layers."""
+        layers = self._factors.T @ time.layers
+        exits = self.model.early_exit
+        if exits is not None and is_decode:
+            depth = Range(mid=exits.mean_depth, low=exits.low, high=exits.high)
+            layers = layers * self.by_scenario(depth)[:, None]
+        total: Array = layers + self._factors.T @ time.around
+        return total
+
+    def by_scenario(self, value: Range) -> Array:
+        """A data-dependent number in each scenario: its middle but in the last two."""
+        out = np.full(SCENARIOS + 2, value.mid)
+        out[-2:] = value.low, value.high
+        return out
+
+    @cached_property
+    def tokens_per_step(self) -> Array:
+        """Tokens that one step yields for each sequence, by scenario: (1 - a^(g+1)) / (1 - a).
+
+        Leviathan et al. 2022, arXiv:2211.17192, equation 1.
+        """
+        s = self.runtime.speculation
+        if s is None:
+            return np.ones(SCENARIOS + 2)
+        a = self.by_scenario(s.acceptance)
+        kept: Array = (1 - a ** (s.draft_len + 1)) / (1 - a)
+        return kept
+
+    @cached_property
+    def step_s(self) -> Array:
+        """Seconds of one step, drafting included."""
+        seconds = self.seconds(self.step, is_decode=True)
+        if self.draft is not None:
+            seconds = seconds + self.seconds(self.draft)
+        return seconds
+
+    @cached_property
+    def tpot_s(self) -> Array:
+        """Seconds between two tokens of one sequence."""
+        return self._unless_impossible(self.step_s / self.tokens_per_step[:, None])
+
+    @cached_property
+    def idle_factor(self) -> Array:
+        """Steps that a static batch takes per useful step: it runs until its longest output ends.
+
+        The expected maximum of n outputs with coefficient of variation c is about
+        1 + c sqrt(2 ln n) means; a continuous batch refills a slot as soon as it is free.
+        """
+        if self.runtime.has_continuous_batching:
+            return np.ones(self.points.n)
+        spread = np.sqrt(2 * np.log(np.maximum(self.batch, 1.0)))
+        return 1.0 + self.work.output_spread * spread
+
+    @cached_property
+    def request_s(self) -> Array:
+        """Seconds from the start of a batch to the end of its outputs."""
+        decode = self.points.output * self.idle_factor * self.tpot_s
+        return self.seconds(self.prefill) + decode
+
+    @cached_property
+    def s_per_token(self) -> Array:
+        """Seconds of the whole service per output token: what both users and bills follow."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._unless_impossible(self.request_s / (self.running * self.points.output))
+
+    @cached_property
+    def ttft_s(self) -> Array:
+        """Seconds to the first token of a request that finds the service idle."""
+        seconds = self.seconds(self.first)
+        if self.runtime.prefill_chunk is not None:
+            chunks = np.ceil(self.points.prompt / self.runtime.prefill_chunk) - 1
+            others = np.where(self.points.concurrency > 1, chunks, 0.0)
+            seconds = seconds + others * self.step_s
+        return self._unless_impossible(seconds)
+
+    @cached_property
+    def stall_s(self) -> Array:
+        """Longest wait between two tokens: a neighbour's prompt, or one chunk of it, and a step."""
+        share: Number = 1.0
+        if self.runtime.prefill_chunk is not None:
+            share = np.minimum(self.runtime.prefill_chunk / self.points.prompt, 1.0)
+        neighbour = np.where(self.points.concurrency > 1, share, 0.0)
+        return self._unless_impossible(self.seconds(self.first) * neighbour + self.step_s)
+
+    def _unless_impossible(self, seconds: Array) -> Array:
+        return np.where(self.running >= 1, seconds, np.inf)
+
+    @cached_property
+    def context_shortfall(self) -> Array:
+        """How many times longer a sequence gets than the context the model was trained for."""
+        needed = self.points.prompt + self.points.output
+        return np.maximum(needed / self.model.context_len, 1.0)
+
+    @cached_property
+    def memory_bytes(self) -> Array:
+        """Everything asked for on one device."""
+        return self.total_bytes
+
+    # Bottlenecks
+
+    @cached_property
+    def causes(self) -> dict[str, Array]:
+        """Share of the service's time by bottleneck, prefill and decode together."""
+        steps = self.points.output * self.idle_factor / self.tokens_per_step[0]
+        parts = [(self.prefill, 1.0), (self.step, steps)]
+        if self.draft is not None:
+            parts.append((self.draft, steps))
+        total = sum(time.mid * weight for time, weight in parts)
+        return {
+            name: sum(time.causes[name] * weight for time, weight in parts) / total
+            for name in self.step.causes
+        }
+
+    @cached_property
+    def prefill_share(self) -> Array:
+        """Share of the service's time that goes into prefill."""
+        decode = self.points.output * self.idle_factor * self.step.mid / self.tokens_per_step[0]
+        return self.prefill.mid / (self.prefill.mid + decode)
+
+    @cached_property
+    def shares(self) -> dict[str, Array]:
+        """How much each bottleneck takes of its resource, between 0 and 1."""
+        p = self.points
+        waiting = np.where(
+            self.weights_bytes < self.capacity_bytes, 1 - self.running / p.concurrency, 0.0
+        )
+        used = p.prompt + p.output / 2
+        unused = np.maximum(1 - used / self.reserved_tokens, 0.0)
+        cached = self.cache_bytes_total / self.total_bytes
+        stall = self.first.mid / (self.first.mid + self.step.mid)
+        return self.causes | {
+            "kv-capacity": waiting,
+            "cache-reservation": unused * cached,
+            "prefill-recompute": (self.work.shared_prefix * self.prefill_share)
+            * (0.0 if self.runtime.has_prefix_caching else 1.0),
+            "prefill-stall": np.where(p.concurrency > 1, stall, 0.0),
+            "batch-idle": (1 - 1 / self.idle_factor) * (1 - self.prefill_share),
+            "weight-capacity": np.maximum(1 - self.capacity_bytes / self.weights_bytes, 0.0),
+            "context-length": 1 - 1 / self.context_shortfall,
+            "optimizer-memory": np.zeros(p.n),
+            "activation-memory": np.zeros(p.n),
+        }
+
+    @cached_property
+    def decode_flops_per_token(self) -> float:
+        """FLOPs of one decoded token at the case's mean context."""
+        n = self.forward("decode", batch=1.0, new=1.0, past=float(self.mean_context[0]))
+        ops = build(self.model, _alone(n))
+        return float(sum(np.ravel(op.flops * op.count)[0] for op in ops))
+
+    @cached_property
+    def prefill_flops(self) -> float:
+        """FLOPs of one prompt."""
+        n = self.forward("prefill", batch=1.0, new=float(self.points.prompt[0]), past=0.0)
+        ops = build(self.model, _alone(n))
+        return float(sum(np.ravel(op.flops * op.count)[0] for op in ops))
+
+    @cached_property
+    def params(self) -> object:
+        """The model's parameters."""
+        return count_params(self.model)
+
+
+def _alone(p: Pass) -> Pass:
+    """The same pass on one device that holds the whole model."""
+    from dataclasses import replace
+
+    return replace(p, width=1.0, depth=1.0, tensor=1.0, expert=1.0, context=1.0)

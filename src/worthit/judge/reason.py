@@ -1,0 +1,116 @@
+"""Why: the sentence a specialist would say, made of the numbers that decided."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from worthit.cost.evaluate import Cost
+from worthit.judge.bottleneck import bottlenecks, percent, statement
+from worthit.judge.verdict import FLOOR, THRESHOLD
+from worthit.judge.words import METRIC_NAMES, quantity, speedup
+from worthit.spec.case import Case
+
+if TYPE_CHECKING:
+    from worthit.judge.judge import Verdict
+
+
+def reason(v: Verdict, case: Case, reached: bool, base: Cost) -> str:
+    """One or two sentences: the share, the gain with its interval, and what stands in the way."""
+    if v.has_bottleneck is None:
+        return _unseen(v, case, reached)
+    assert v.share is not None
+    parts = [_share_sentence(v)]
+    if v.decision == "apply":
+        parts.append(_gain_sentence(v))
+    elif not v.has_bottleneck:
+        parts.append(_absent(v, base))
+    else:
+        parts.append(_gain_sentence(v))
+        parts.append(_obstacle(v, case, reached))
+    return " ".join(p for p in parts if p)
+
+
+def _share_sentence(v: Verdict) -> str:
+    assert v.share is not None
+    text = statement(v.bottleneck, v.share)
+    where = "without it, " if v.is_present else ""
+    text = where + text
+    return text[:1].upper() + text[1:] + "."
+
+
+def _gain_sentence(v: Verdict) -> str:
+    p = v.predicted
+    assert p is not None
+    if p.before == float("inf"):
+        return f"It makes the case fit: {quantity(p.metric, p.after)} {METRIC_NAMES[p.metric]}."
+    if p.after == float("inf"):
+        return "With it the case no longer fits."
+    verb = "keeps" if v.is_present else "takes"
+    if v.is_present:
+        change = f"{quantity(p.metric, p.after)} instead of {quantity(p.metric, p.before)}"
+    else:
+        change = f"from {quantity(p.metric, p.before)} to {quantity(p.metric, p.after)}"
+    return (
+        f"It {verb} {METRIC_NAMES[p.metric]} {'at ' if v.is_present else ''}{change}: "
+        f"{speedup(p.ratio)} [{speedup(p.high)}, {speedup(p.low)}]."
+    )
+
+
+def _absent(v: Verdict, base: Cost) -> str:
+    """The bottleneck is not there: how little there is to win, and where the time goes instead."""
+    assert v.share is not None
+    p = v.predicted
+    if v.ceiling is not None:
+        first = f"Even for free it could win at most {v.ceiling:.3g}x"
+    else:
+        first = f"Below {percent(FLOOR)} there is nothing to relieve"
+    if p is not None and p.ratio > 1.005 and p.ratio != float("inf"):
+        first += f", and it costs {percent(p.ratio - 1)} more {METRIC_NAMES[p.metric]}"
+    elif p is not None and p.after == float("inf"):
+        first += ", and with it the case no longer fits"
+    binding = [b for b in bottlenecks(base) if b.id != v.bottleneck]
+    where = f"; here {binding[0].statement}" if binding else ""
+    return first + where + "."
+
+
+def _obstacle(v: Verdict, case: Case, reached: bool) -> str:
+    p = v.predicted
+    assert p is not None
+    if p.high <= 1 - THRESHOLD and not reached:
+        return (
+            f"It takes {_adoption(v)}, and at stage {case.stage!r} the furthest step is "
+            f"{case.allowed_adoption!r}."
+        )
+    if p.low > 1:
+        return "It makes things worse."
+    if p.low <= 1 - THRESHOLD < p.high:
+        return f"The interval straddles the threshold of {percent(THRESHOLD)}."
+    return f"That does not clear the threshold of {percent(THRESHOLD)}."
+
+
+def _adoption(v: Verdict) -> str:
+    return {
+        "drop-in": "nothing but a switch",
+        "calibrate": "a calibration",
+        "finetune": "finetuning",
+        "retrain": "training again",
+    }[v.technique.adoption]
+
+
+def _unseen(v: Verdict, case: Case, reached: bool) -> str:
+    p = v.predicted
+    assert p is not None
+    change = (p.ratio - 1) * (-1 if v.is_present else 1)
+    if abs(change) < 0.005 or p.ratio in (0.0, float("inf")):
+        price = f"It leaves {METRIC_NAMES[p.metric]} as it is"
+    else:
+        word = "saves" if (p.ratio < 1) else "costs"
+        price = f"It {word} {percent(abs(p.ratio - 1))} of {METRIC_NAMES[p.metric]}"
+    what = f"its purpose ({v.technique.relieves[0].replace('-', ' ')}) is not visible to cost"
+    if v.is_present:
+        return f"In place. {price}; {what}."
+    if v.decision == "never" and not reached:
+        return f"{price}; {what}, and it takes {_adoption(v)} of a model that exists."
+    if v.decision == "never":
+        return f"{price}; {what}, and this case trains nothing."
+    return f"{price}; {what}: only an experiment can tell."
