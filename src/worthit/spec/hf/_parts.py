@@ -207,6 +207,8 @@ def windows(
         fields.problem(
             "layer_types", f"understood here: {', '.join(known)}; got {', '.join(strange)}"
         )
+    if window is None and "sliding_attention" in types:
+        fields.problem("layer_types", "says sliding_attention, and no sliding_window is in use")
     return [window if known.get(str(t)) else None for t in types]
 
 
@@ -303,3 +305,18 @@ def _scaling(fields: Fields, table: Fields, context_len: int) -> PositionScaling
         short_factors=tuple(table.get("short_factor", ())),
         long_factors=tuple(table.get("long_factor", ())),
     )
+
+
+def usual_sizes(
+    vocab: int, d_model: int, d_ff: int, n_layers: int, n_heads: int, context_len: int, **more: int
+) -> dict[str, int]:
+    """A type's default sizes under their common keys."""
+    return {
+        "vocab_size": vocab,
+        "hidden_size": d_model,
+        "intermediate_size": d_ff,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "max_position_embeddings": context_len,
+        **more,
+    }

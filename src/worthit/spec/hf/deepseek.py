@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from worthit.spec.hf._fields import Fields
-from worthit.spec.hf._parts import Decoder, activation
+from worthit.spec.hf._parts import Decoder, activation, usual_sizes
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import FeedForward, LatentAttention, ModelSpec, MoE, PositionScaling
 
@@ -127,3 +127,38 @@ def _scale(head_dim: int, scaling: PositionScaling | None) -> float | None:
 
 
 READERS: dict[str, Reader] = {"deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3}
+TEXT_DEFAULTS: dict[str, dict[str, int]] = {
+    "deepseek_v2": usual_sizes(
+        102_400,
+        4096,
+        11_008,
+        32,
+        32,
+        2048,
+        n_routed_experts=64,
+        n_shared_experts=2,
+        moe_intermediate_size=1407,
+        kv_lora_rank=512,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+    ),
+    "deepseek_v3": usual_sizes(
+        129_280,
+        7168,
+        18_432,
+        61,
+        128,
+        4096,
+        num_experts_per_tok=8,
+        n_routed_experts=256,
+        n_shared_experts=1,
+        moe_intermediate_size=2048,
+        kv_lora_rank=512,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        n_group=8,
+        topk_group=4,
+    ),
+}

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from worthit.spec.hf._fields import Fields
-from worthit.spec.hf._parts import Decoder, rotary_table, windows
+from worthit.spec.hf._parts import Decoder, rotary_table, usual_sizes, windows
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import FeedForward, ModelSpec, Position
 
@@ -125,3 +125,8 @@ def _model(decoder: Decoder, layers: list[Any], *, softcap: float | None = None)
 
 
 READERS: dict[str, Reader] = {"gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3}
+TEXT_DEFAULTS: dict[str, dict[str, int]] = {
+    "gemma": usual_sizes(256_000, 3072, 24_576, 28, 16, 8192),
+    "gemma2": usual_sizes(256_000, 2304, 9216, 26, 8, 8192),
+    "gemma3_text": usual_sizes(262_208, 2304, 9216, 26, 8, 131_072),
+}

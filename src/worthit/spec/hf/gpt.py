@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from worthit.spec.hf._fields import Fields
-from worthit.spec.hf._parts import Decoder, activation, rotary_table, windows
+from worthit.spec.hf._parts import Decoder, activation, rotary_table, usual_sizes, windows
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import FeedForward, ModelSpec, Position
 
@@ -219,4 +219,21 @@ READERS: dict[str, Reader] = {
     "opt": opt,
     "bloom": bloom,
     "starcoder2": starcoder2,
+}
+TEXT_DEFAULTS: dict[str, dict[str, int]] = {
+    "gpt2": {"vocab_size": 50_257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
+    "gpt_neox": usual_sizes(50_432, 6144, 24_576, 44, 64, 2048),
+    "gpt_oss": usual_sizes(
+        201_088, 2880, 2880, 36, 64, 131_072, num_local_experts=128, num_experts_per_tok=4
+    ),
+    "opt": {
+        "vocab_size": 50_272,
+        "hidden_size": 768,
+        "ffn_dim": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 2048,
+    },
+    "bloom": {"vocab_size": 250_880, "hidden_size": 64, "n_layer": 2, "n_head": 8},
+    "starcoder2": usual_sizes(49_152, 3072, 12_288, 30, 24, 4096),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worthit.spec.hf._fields import Fields
-from worthit.spec.hf._parts import Decoder, windows
+from worthit.spec.hf._parts import Decoder, usual_sizes, windows
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import ModelSpec
 
@@ -47,9 +47,9 @@ def smollm3(fields: Fields) -> ModelSpec:
         has_rope = [(i + 1) % every != 0 for i in range(n_layers)]
     fields.ignore("max_window_layers")
     window = fields.optional_size("sliding_window")
-    if not fields.flag("use_sliding_window", False):
-        window = None
-    local = windows(fields, n_layers, window, [not rope for rope in has_rope])
+    # The switch decides only where the layers are not listed.
+    is_local = fields.flag("use_sliding_window", False)
+    local = windows(fields, n_layers, window, [is_local and not rope for rope in has_rope])
     ffn = decoder.gated_ffn(has_bias=fields.flag("mlp_bias", False))
     layers = [
         decoder.layer(
@@ -125,4 +125,15 @@ READERS: dict[str, Reader] = {
     "granite": granite,
     "phi3": phi3,
     "stablelm": stablelm,
+}
+TEXT_DEFAULTS: dict[str, dict[str, int]] = {
+    "llama": usual_sizes(32_000, 4096, 11_008, 32, 32, 2048),
+    "mistral": usual_sizes(32_000, 4096, 14_336, 32, 32, 131_072),
+    "mixtral": usual_sizes(
+        32_000, 4096, 14_336, 32, 32, 131_072, num_local_experts=8, num_experts_per_tok=2
+    ),
+    "smollm3": usual_sizes(128_256, 2048, 11_008, 36, 16, 32_768),
+    "granite": usual_sizes(32_000, 4096, 11_008, 32, 32, 2048),
+    "phi3": usual_sizes(32_064, 3072, 8192, 32, 32, 4096),
+    "stablelm": usual_sizes(50_304, 2560, 6912, 32, 32, 4096),
 }

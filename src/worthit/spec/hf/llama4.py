@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worthit.spec.hf._fields import Fields
-from worthit.spec.hf._parts import Decoder
+from worthit.spec.hf._parts import Decoder, usual_sizes
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import Ffn, Layer, ModelSpec, QueryTemperature
 
@@ -84,3 +84,16 @@ def _chunks(fields: Fields, has_rope: list[bool]) -> list[int | None]:
 
 
 READERS: dict[str, Reader] = {"llama4_text": llama4}
+TEXT_DEFAULTS: dict[str, dict[str, int]] = {
+    "llama4_text": usual_sizes(
+        202_048,
+        5120,
+        8192,
+        48,
+        40,
+        131_072,
+        num_local_experts=16,
+        num_experts_per_tok=1,
+        intermediate_size_mlp=16_384,
+    ),
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worthit.spec.hf._fields import Fields
-from worthit.spec.hf._parts import Decoder
+from worthit.spec.hf._parts import Decoder, usual_sizes
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import ModelSpec
 
@@ -61,3 +61,8 @@ def cohere(fields: Fields) -> ModelSpec:
 
 
 READERS: dict[str, Reader] = {"olmo2": olmo2, "olmoe": olmoe, "cohere": cohere}
+TEXT_DEFAULTS: dict[str, dict[str, int]] = {
+    "olmo2": usual_sizes(50_304, 4096, 11_008, 32, 32, 2048),
+    "olmoe": usual_sizes(50_304, 2048, 2048, 16, 16, 4096, num_experts=64, num_experts_per_tok=8),
+    "cohere": usual_sizes(256_000, 8192, 22_528, 40, 64, 8192),
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from worthit.spec.hf._fields import Fields
-from worthit.spec.hf._parts import Decoder, windows
+from worthit.spec.hf._parts import Decoder, usual_sizes, windows
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import Attention, FeedForward, Ffn, ModelSpec, MoE
 
@@ -111,4 +111,31 @@ READERS: dict[str, Reader] = {
     "qwen3": qwen3,
     "qwen2_moe": qwen2_moe,
     "qwen3_moe": qwen3_moe,
+}
+TEXT_DEFAULTS: dict[str, dict[str, int]] = {
+    "qwen2": usual_sizes(151_936, 4096, 22_016, 32, 32, 32_768),
+    "qwen3": usual_sizes(151_936, 4096, 22_016, 32, 32, 32_768),
+    "qwen2_moe": usual_sizes(
+        151_936,
+        2048,
+        5632,
+        24,
+        16,
+        32_768,
+        num_experts=60,
+        num_experts_per_tok=4,
+        moe_intermediate_size=1408,
+        shared_expert_intermediate_size=5632,
+    ),
+    "qwen3_moe": usual_sizes(
+        151_936,
+        2048,
+        6144,
+        24,
+        32,
+        32_768,
+        num_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=768,
+    ),
 }
