@@ -150,7 +150,7 @@ class Fields:
         if {name, into} & self._unusable or total % value == 0:
             return True
         divisors = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
-        self.problem(
+        self._refuse(
             name,
             f"must divide {into}, got {name}={value} and {into}={total}; pick one of {divisors}",
         )
@@ -159,7 +159,7 @@ class Fields:
     def at_most(self, name: str, value: int, bound: str, limit: int) -> None:
         """Require `value <= limit`, unless one of them was already refused."""
         if value > limit and not {name, bound} & self._unusable:
-            self.problem(name, f"must be at most {bound}, got {name}={value} and {bound}={limit}")
+            self._refuse(name, f"must be at most {bound}, got {name}={value} and {bound}={limit}")
 
     def part(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Build a part of the model; what it refuses joins the other problems of the file.

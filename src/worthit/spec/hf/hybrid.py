@@ -329,8 +329,17 @@ def nemotron_h(fields: Fields) -> ModelSpec:
         for kind in dict.fromkeys(kinds)
     }
     fields.ignore(*_NEMOTRON_SIZES)
-    return decoder.model(
-        [layers[kind] for kind in kinds], is_tied=False, position=Position(kind="nope")
+    # The reference code never ties the head, not even where the file says so.
+    fields.ignore("tie_word_embeddings")
+    return fields.part(
+        ModelSpec,
+        name="",
+        d_model=decoder.d_model,
+        vocab_size=decoder.vocab_size,
+        layers=tuple(layers[kind] for kind in kinds),
+        context_len=decoder.context_len,
+        position=Position(kind="nope"),
+        norm=decoder.norm,
     )
 
 
