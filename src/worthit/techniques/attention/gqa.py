@@ -1,6 +1,7 @@
 """Grouped-query attention: groups of query heads share one key/value head.
 
-Changes: `n_kv_heads`, from `n_heads` down to `n_heads / group_size`.
+Changes: `n_kv_heads`, from `n_heads` down to `n_heads / group_size`. Matched: query heads and their
+width; parameters shrink by the key/value projections that go away.
 Relieves: decode bandwidth of the cache and its capacity, each by up to `group_size`.
 Does nothing when: weights dominate the bytes read (small batch, short context).
 Costs: uptraining of an existing model; a little quality, see `evidence`.
@@ -14,29 +15,35 @@ from worthit.errors import NotApplicable
 from worthit.spec.case import Case
 from worthit.spec.model import Attention
 from worthit.techniques._change import attentions, map_attention, require_attention
-from worthit.techniques._record import Evidence, Source, Technique
+from worthit.techniques._record import Evidence, Technique
+from worthit.techniques.attention._sources import AINSLIE_2023, SHAZEER_2019
 
-AINSLIE_2023 = Source(
-    cite="Ainslie et al. 2023",
-    title="GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
-    id="arXiv:2305.13245",
-    where="section 2.2, table 1",
-)
+# Llama 3 8B and most dense models of its size share each key/value head among four query heads.
+USUAL_GROUP = 4
 
 
-def apply(case: Case, *, group_size: int = 4) -> Case:
-    """Return `case` with `group_size` query heads to each key/value head."""
+def apply(case: Case, *, group_size: int | None = None) -> Case:
+    """Return `case` with `group_size` query heads to each key/value head.
+
+    Without `group_size` each attention takes four, or the nearest size below four (then above) that
+    divides its heads and leaves two key/value heads or more. A `group_size` of 1 changes nothing
+    and one of `n_heads` is multi-query attention.
+    """
     found = require_attention(case, "gqa")
-    if not any(_can_group(a, group_size) for a in found):
+    sizes = {a: _size(a, group_size) for a in found if a.n_kv_heads == a.n_heads}
+    if not any(sizes.values()):
         heads = ", ".join(f"{a.n_heads}/{a.n_kv_heads}" for a in found)
+        wanted = "some group size" if group_size is None else f"group_size={group_size}"
         raise NotApplicable(
-            f"gqa needs full heads that group_size={group_size} divides, got query/kv heads "
-            f"{heads}; change group_size, or try mla or kv-quantization"
+            f"gqa needs full heads that {wanted} divides into two groups or more, got query/kv "
+            f"heads {heads}; change group_size, or try mla or kv-quantization"
         )
-    return map_attention(
-        case,
-        lambda a: replace(a, n_kv_heads=a.n_heads // group_size) if _can_group(a, group_size) else a,
-    )
+
+    def share(a: Attention) -> Attention:
+        size = sizes.get(a)
+        return replace(a, n_kv_heads=a.n_heads // size) if size else a
+
+    return map_attention(case, share)
 
 
 def is_present(case: Case) -> bool:
@@ -45,12 +52,19 @@ def is_present(case: Case) -> bool:
 
 
 def remove(case: Case) -> Case:
-    """Return `case` with one key/value head for each query head."""
-    return map_attention(case, lambda a: replace(a, n_kv_heads=a.n_heads))
+    """Return `case` with one key/value head for each query head where groups shared one."""
+    return map_attention(
+        case,
+        lambda a: replace(a, n_kv_heads=a.n_heads) if 1 < a.n_kv_heads < a.n_heads else a,
+    )
 
 
-def _can_group(a: Attention, group_size: int) -> bool:
-    return a.n_kv_heads == a.n_heads and a.n_heads % group_size == 0 and a.n_heads > group_size
+def _size(a: Attention, wanted: int | None) -> int | None:
+    """Group size for one attention with full heads, or None when there is none."""
+    if wanted is not None:
+        return wanted if wanted > 0 and a.n_heads % wanted == 0 else None
+    sizes = [n for n in range(2, a.n_heads // 2 + 1) if a.n_heads % n == 0]
+    return min(sizes, key=lambda n: (n > USUAL_GROUP, abs(n - USUAL_GROUP)), default=None)
 
 
 TECHNIQUE = Technique(
@@ -74,8 +88,10 @@ TECHNIQUE = Technique(
         "With more tensor-parallel ranks than key/value heads the heads are replicated and the "
         "saving stops.",
         "Repeating keys and values in memory before the product gives the saving back.",
+        "Neighbouring query heads share a head: tiling the key/value heads where they should be "
+        "interleaved runs without an error and pairs the wrong ones.",
     ),
-    sources=(AINSLIE_2023,),
+    sources=(AINSLIE_2023, SHAZEER_2019),
     evidence=(
         Evidence(
             claim="T5-XXL with 8 groups, uptrained with 5 % of the compute: 47.1 average against "
