@@ -31,6 +31,7 @@ from worthit.spec.codec import (
     classes_of,
     hints_of,
     item_hint,
+    length_hint,
     member,
     options_of,
     required_of,
@@ -91,7 +92,9 @@ def _type_of(hint: Any) -> Any:
     """The pydantic type that checks what a field of type `hint` may hold."""
     item = item_hint(hint)
     if item is not None:
-        return list[_entry_type() if item is Layer else _type_of(item)]  # type: ignore[misc]  # made at run time
+        items: Any = list[_entry_type() if item is Layer else _type_of(item)]  # type: ignore[misc]  # made at run time
+        n = length_hint(hint)
+        return items if n is None else Annotated[items, Field(min_length=n, max_length=n)]
     classes = classes_of(hint)
     options = [option for option in options_of(hint) if option not in classes]
     checked = [_checked(option) for option in options]
@@ -176,6 +179,9 @@ def _misfit(error: dict[str, Any], data: Any, cls: type, path: Path) -> Misfit:
         return Misfit(at, f"must be {_EXPECTED[kind]}, got {shown(value)}")
     if kind == "greater_than":
         return Misfit(at, f"must be positive, got {shown(value)}")
+    if kind in ("too_short", "too_long"):
+        n = length_hint(_hint_at(cls, data, inside)) or 1
+        return Misfit(at, f"must hold {n} {'item' if n == 1 else 'items'}, got {len(value)}")
     message = error["msg"].removeprefix("Input should ").removeprefix("Value should ")
     return Misfit(at, f"must {message}, got {shown(value)}")
 

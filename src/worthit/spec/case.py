@@ -56,8 +56,11 @@ class Serving:
             (self.output >= 1, f"output must be at least 1 token, got {self.output}"),
             (self.concurrency >= 1, f"concurrency must be at least 1, got {self.concurrency}"),
             (self.output_spread >= 0, f"output_spread must be >= 0, got {self.output_spread}"),
-            (0 <= self.shared_prefix <= 1, f"shared_prefix is in [0, 1], got {self.shared_prefix}"),
-            (0 <= self.copy_rate <= 1, f"copy_rate is in [0, 1], got {self.copy_rate}"),
+            (
+                0 <= self.shared_prefix <= 1,
+                f"shared_prefix must be in [0, 1], got {self.shared_prefix}",
+            ),
+            (0 <= self.copy_rate <= 1, f"copy_rate must be in [0, 1], got {self.copy_rate}"),
         )
 
     @property
@@ -220,7 +223,7 @@ class Speculation:
         _require(
             (self.draft_len >= 1, f"draft_len must be at least 1, got {self.draft_len}"),
             (
-                0 <= self.acceptance.low and self.acceptance.high < 1,
+                self.acceptance.low >= 0 and self.acceptance.high < 1,
                 f"acceptance must stay in [0, 1), got {self.acceptance}",
             ),
         )

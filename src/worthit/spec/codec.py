@@ -227,11 +227,17 @@ def member(hint: Any, data: Any) -> type | None:
 
 
 def item_hint(hint: Any) -> Any:
-    """What the items of a `tuple[X, ...]` are, or None when `hint` is no such tuple."""
+    """What the items of a tuple are (all alike), or None when `hint` is no tuple."""
     for option in options_of(hint):
         if typing.get_origin(option) is tuple:
             return typing.get_args(option)[0]
     return None
+
+
+def length_hint(hint: Any) -> int | None:
+    """How many items a tuple holds, or None where any number will do."""
+    items = typing.get_args(hint)
+    return None if Ellipsis in items or typing.get_origin(hint) is not tuple else len(items)
 
 
 def _write_layers(layers: Sequence[Layer]) -> list[Any]:
@@ -240,13 +246,13 @@ def _write_layers(layers: Sequence[Layer]) -> list[Any]:
     by_object = {id(layer): layer for layer in layers}
     number = {key: canonical.setdefault(layer, key) for key, layer in by_object.items()}
     ids = [number[id(layer)] for layer in layers]
-    json_of = {key: to_json(layer) for layer, key in canonical.items()}
+    layer_of = {key: layer for layer, key in canonical.items()}
 
     written: list[Any] = []
     i = 0
     while i < len(ids):
         length, repeats = _best_pattern(ids, i)
-        pattern = [json_of[key] for key in ids[i : i + length]]
+        pattern = [to_json(layer_of[key]) for key in ids[i : i + length]]
         if repeats == 1:
             written += pattern
         elif length == 1:
