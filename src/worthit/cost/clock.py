@@ -17,6 +17,7 @@ from worthit.spec.case import Device
 from worthit.spec.formats import format_of
 
 Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 # Half-widths of the time of each kind of kernel, before calibration: median errors of this formula
 # on public measured tables (docs/accuracy.md), rounded up to what a new device may show.
@@ -52,6 +53,12 @@ STREAM_BOTTLENECK = {
     "other": "elementwise-traffic",
 }
 SCENARIOS = 1 + 2 * len(FACTORS)
+
+
+def spread(value: Number, points: int) -> Array:
+    """`value` at every point."""
+    out: Array = np.zeros(points) + value
+    return out
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ here knows a device: FLOPs, bytes by stream and bytes to send are exact conseque
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +53,7 @@ class Pass:
     is_fused: bool = True
     is_compiled: bool = True
     kept_tokens: int | None = None
-    precision: Precision = Precision()
+    precision: Precision = field(default_factory=Precision)
 
     @property
     def tokens(self) -> Number:

@@ -194,6 +194,7 @@ def training_activation_bytes(
     """
     size = format_of(model.precision.activations).bytes
     stream = 1 / split.tensor if split.has_sequence_parallel else 1.0
+    keeps_scores = runtime.attention == "naive" and runtime.recompute == "none"
     total: Number = 0.0
     for layer, n in model.layer_kinds:
         d = model.d_model * width
@@ -204,9 +205,8 @@ def training_activation_bytes(
             per_token = kept * d * stream
             for mixer in layer.mixers:
                 per_token = per_token + kept_elements(mixer, d, width) / split.tensor
-                if isinstance(mixer, Attention | LatentAttention) and runtime.attention == "naive":
-                    if runtime.recompute == "none":
-                        per_token = per_token + 2 * mixer.n_heads * width * seq / split.tensor
+                if keeps_scores and isinstance(mixer, Attention | LatentAttention):
+                    per_token = per_token + 2 * mixer.n_heads * width * seq / split.tensor
             if layer.ffn is not None:
                 inner = kept_ffn_elements(layer.ffn, d, width, runtime.recompute == "selective")
                 per_token = per_token + inner / split.tensor

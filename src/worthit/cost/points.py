@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worthit.cost.clock import Array
-from worthit.spec.case import Case, Serving
+from worthit.spec.case import Case, Serving, Training
 
 # A flip within a factor of eight of the case, either way, is plausible (docs/judge.md).
 RANGE = 8.0
@@ -93,23 +93,22 @@ def _points(case: Case, axes: tuple[str, ...]) -> Points:
     axis_of = np.array(names)
     factor = np.array(factors)
 
-    def along(axis: str, value: float, *, whole: bool = True, least: float = 1.0) -> Array:
-        moved = np.where(axis_of == axis, factor * value, value)
-        return np.maximum(np.round(moved), least) if whole else moved
+    def along(axis: str, value: float, *, is_whole: bool = True) -> Array:
+        moved = np.where(axis_of == axis, factor * value, float(value))
+        return np.maximum(np.round(moved), 1.0) if is_whole else moved
 
     work = case.workload
-    is_serving = isinstance(work, Serving)
-    seq = 1.0 if is_serving else float(work.seq)
-    batch = 1.0 if is_serving else float(work.batch_tokens)
-    sequence = along("seq", seq)
+    serving = work if isinstance(work, Serving) else Serving(prompt=1, output=1)
+    training = work if isinstance(work, Training) else Training(tokens=1, seq=1, batch_tokens=1)
+    seq = along("seq", training.seq)
     return Points(
         axis=tuple(names),
         factor=factor,
-        prompt=along("prompt", float(work.prompt) if is_serving else 1.0),
-        output=along("output", float(work.output) if is_serving else 1.0),
-        concurrency=along("concurrency", float(work.concurrency) if is_serving else 1.0),
-        seq=sequence,
-        batch_tokens=np.maximum(along("batch tokens", batch), sequence),
-        devices=along("devices", float(case.hardware.n_devices)),
-        size=along("model size", 1.0, whole=False),
+        prompt=along("prompt", serving.prompt),
+        output=along("output", serving.output),
+        concurrency=along("concurrency", serving.concurrency),
+        seq=seq,
+        batch_tokens=np.maximum(along("batch tokens", training.batch_tokens), seq),
+        devices=along("devices", case.hardware.n_devices),
+        size=along("model size", 1.0, is_whole=False),
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from worthit.cost.clock import FACTORS, Array, scenario_factors, time_pass
+from worthit.cost.clock import Array
 from worthit.cost.evaluate import Cost, evaluate
-from worthit.cost.ledger import Op
+from worthit.cost.ledger import Op, Pass, build
 from worthit.cost.memory import Split, cache_bytes
 from worthit.cost.params import count_params
 from worthit.cost.serve import ServeCost
@@ -70,9 +70,10 @@ def _cache_json(found: Cost) -> dict[str, Any]:
     first = cache_bytes(model, whole, 1.0).per_sequence
     none = cache_bytes(model, whole, 0.0).per_sequence
     far = 10.0 * max(model.context_len, context)
-    beyond = cache_bytes(model, whole, far + 1).per_sequence - cache_bytes(
-        model, whole, far
-    ).per_sequence
+    beyond = (
+        cache_bytes(model, whole, far + 1).per_sequence
+        - cache_bytes(model, whole, far).per_sequence
+    )
     return {
         "bytes_per_token": _first(first - none),
         "bytes_per_token_beyond_window": _first(beyond),
@@ -82,12 +83,13 @@ def _cache_json(found: Cost) -> dict[str, Any]:
 
 
 def _flops_json(found: Cost) -> dict[str, Any]:
-    is_serving = isinstance(found, ServeCost)
-    return {
-        "decode_per_token": found.decode_flops_per_token if is_serving else None,
-        "prefill": found.prefill_flops if is_serving else None,
-        "train_per_token": None if is_serving else found.flops_per_token,
-    }
+    record: dict[str, Any] = dict.fromkeys(("decode_per_token", "prefill", "train_per_token"))
+    if isinstance(found, ServeCost):
+        record["decode_per_token"] = found.decode_flops_per_token
+        record["prefill"] = found.prefill_flops
+    else:
+        record["train_per_token"] = found.flops_per_token
+    return record
 
 
 def memory_json(found: Cost) -> dict[str, Any]:
@@ -119,15 +121,17 @@ def fit_json(found: Cost) -> dict[str, Any]:
         for name in ("tensor", "pipeline", "expert", "context", "replicas")
     }
     total, capacity = _first(found.total_bytes), _first(found.capacity_bytes)
-    is_serving = isinstance(found, ServeCost)
+    running = concurrency = None
+    if isinstance(found, ServeCost):
+        running, concurrency = _first(np.maximum(found.running, 0.0)), found.work.concurrency
     return {
         "fits": bool(found.fits[0]),
         "total_bytes": total,
         "capacity_bytes": capacity,
         "layout": layout,
         "zero": found.case.hardware.layout.zero,
-        "running": _first(np.maximum(found.running, 0.0)) if is_serving else None,
-        "concurrency": found.work.concurrency if is_serving else None,
+        "running": running,
+        "concurrency": concurrency,
     }
 
 
@@ -185,28 +189,20 @@ def _bottlenecks_json(found: Cost) -> list[dict[str, Any]]:
 def ledger_json(found: Cost) -> list[dict[str, Any]]:
     """Every operation of the case's passes, with its seconds and what binds it."""
     if isinstance(found, TrainCost):
-        passes = [("train", found.forward(), False)]
+        passes = [found.forward()]
     else:
         new = np.maximum(found.points.prompt - found.shared_tokens, 1.0)
         passes = [
-            (
-                "prefill",
-                found.forward("prefill", batch=found.batch, new=new, past=found.shared_tokens),
-                False,
-            ),
-            (
-                "decode",
-                found.forward("decode", batch=found.batch, new=1.0, past=found.mean_context),
-                True,
-            ),
+            found.forward("prefill", batch=found.batch, new=new, past=found.shared_tokens),
+            found.forward("decode", batch=found.batch, new=1.0, past=found.mean_context),
         ]
     rows = []
-    for phase, p, is_decode in passes:
-        for op in found.ops(p):
-            seconds, bound = _time_one(op, found, is_decode)
+    for p in passes:
+        for op in build(found.model, p):
+            seconds, bound = _time_one(op, found, p)
             rows.append(
                 {
-                    "phase": phase,
+                    "phase": p.phase,
                     "op": op.name,
                     "layer_kind": op.layer,
                     "count": _first(op.count),
@@ -223,15 +219,9 @@ def ledger_json(found: Cost) -> list[dict[str, Any]]:
     return rows
 
 
-def _time_one(op: Op, found: Cost, is_decode: bool) -> tuple[float, str]:
+def _time_one(op: Op, found: Cost, p: Pass) -> tuple[float, str]:
     """Seconds of all occurrences of one operation, and what binds it."""
-    time = time_pass(
-        [op],
-        found.device,
-        is_decode=is_decode,
-        points=found.points.n,
-        link_bytes_per_s=found.degrees.link_bytes_per_s,
-    )
+    time = found.time([op], p)
     shares = {
         "compute": _first(time.causes["matmul-compute"] + time.causes["attention-compute"]),
         "communication": _first(time.causes["communication"]),
@@ -240,6 +230,3 @@ def _time_one(op: Op, found: Cost, is_decode: bool) -> tuple[float, str]:
     total = _first(time.mid)
     shares["memory"] = total - sum(shares.values())
     return total, max(shares, key=lambda name: shares[name]) if total > 0 else "none"
-
-
-__all__ = ["FACTORS", "cost", "scenario_factors"]

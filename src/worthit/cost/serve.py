@@ -8,29 +8,16 @@ added for numbers that depend on data (`Range`): its low and its high end.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
-from worthit.cost.clock import (
-    FACTORS,
-    SCENARIOS,
-    Array,
-    PassTime,
-    scenario_factors,
-    time_pass,
-)
-from worthit.cost.layout import choose, degrees
-from worthit.cost.ledger import Number, Op, Pass, build
-from worthit.cost.memory import (
-    RESERVE,
-    Split,
-    cache_bytes,
-    serving_activation_bytes,
-    weight_bytes,
-)
-from worthit.cost.params import count_params
-from worthit.cost.points import Points, one_point
+from worthit.cost.base import DATA_SCENARIOS, CaseCost
+from worthit.cost.clock import SCENARIOS, Array, Bools, PassTime, spread
+from worthit.cost.ledger import Number, Op, Pass, Phase, build
+from worthit.cost.memory import cache_bytes, serving_activation_bytes, weight_bytes
+from worthit.cost.points import Points
 from worthit.spec.case import Case, Range, Serving
 from worthit.spec.formats import format_of
 
@@ -38,24 +25,15 @@ from worthit.spec.formats import format_of
 RESERVED_DEVIATIONS = 3.0
 
 
-class ServeCost:
-    """The cost of serving `case`, at every point.
+class ServeCost(CaseCost):
+    """The cost of serving `case`; times are infinite where not even one sequence fits."""
 
-    Shapes: memory `(points,)`; times `(scenarios, points)`, scenario 0 being the middle of every
-    interval. Times are infinite where not even one sequence fits.
-    """
+    work: Serving
 
     def __init__(self, case: Case, points: Points | None = None) -> None:
         assert isinstance(case.workload, Serving)
-        self.case = case = choose(case)
         self.work = case.workload
-        self.points = p = one_point(case) if points is None else points
-        self.runtime, self.model = case.runtime, case.model
-        self.device = case.hardware.device
-        self.degrees = degrees(case, p)
-        self.split: Split = self.degrees.split(case.hardware.layout)
-        compiled = self.runtime.is_compiled
-        self.is_compiled = self.device.kind != "cpu" if compiled is None else compiled
+        super().__init__(case, points)
 
     # Memory
 
@@ -69,7 +47,7 @@ class ServeCost:
             s = self.runtime.speculation
             size = format_of(self.model.precision.weights).bytes
             draft = own * s.draft_scale + s.head_params * size / self.split.tensor
-        return own + draft + np.zeros(p.n)
+        return spread(own + draft, p.n)
 
     @cached_property
     def reserved_tokens(self) -> Array:
@@ -105,7 +83,7 @@ class ServeCost:
             depth=p.depth,
         )
         grown = 1.0 + draft
-        return use.per_sequence * grown + np.zeros(p.n), use.shared * grown + np.zeros(p.n)
+        return spread(use.per_sequence * grown, p.n), spread(use.shared * grown, p.n)
 
     @cached_property
     def sequence_bytes(self) -> Array:
@@ -113,25 +91,19 @@ class ServeCost:
         return self._cache[0]
 
     @cached_property
-    def capacity_bytes(self) -> Array:
-        """Memory of one device that the model may use."""
-        return np.full(self.points.n, self.device.mem_bytes * (1 - RESERVE))
-
-    @cached_property
     def activation_bytes(self) -> Array:
         """Peak activations on one device."""
         p = self.points
         batch = np.maximum(p.concurrency / self.degrees.replicas, 1.0)
-        return np.zeros(p.n) + serving_activation_bytes(
+        peak = serving_activation_bytes(
             self.model, self.split, self.runtime, batch=batch, prompt=p.prompt, width=p.width
         )
+        return spread(peak, p.n)
 
     @cached_property
     def room(self) -> Array:
         """Sequences whose cache fits, over all replicas; 0 where not even the weights do."""
-        free = (
-            self.capacity_bytes - self.weights_bytes - self.activation_bytes - self._cache[1]
-        )
+        free = self.capacity_bytes - self.weights_bytes - self.activation_bytes - self._cache[1]
         with np.errstate(divide="ignore", invalid="ignore"):
             each = np.where(self.sequence_bytes > 0, free / self.sequence_bytes, np.inf)
         each = np.where(free <= 0, 0.0, np.floor(each))
@@ -144,9 +116,10 @@ class ServeCost:
         return np.minimum(self.points.concurrency, self.room)
 
     @cached_property
-    def fits(self) -> Array:
+    def fits(self) -> Bools:
         """Whether everything asked for fits."""
-        return self.room >= self.points.concurrency
+        fits: Bools = self.room >= self.points.concurrency
+        return fits
 
     @cached_property
     def cache_bytes_total(self) -> Array:
@@ -162,12 +135,12 @@ class ServeCost:
     # Time
 
     def forward(
-        self, phase: str, *, batch: Number, new: Number, past: Number, size: float = 1.0
+        self, phase: Phase, *, batch: Number, new: Number, past: Number, size: float = 1.0
     ) -> Pass:
         """A pass of this model (or of one `size` times its parameters) on one device."""
         p, d = self.points, self.degrees
         return Pass(
-            phase=phase,  # type: ignore[arg-type]  # one of two literals, by the callers below
+            phase=phase,
             batch=batch,
             new=new,
             past=past,
@@ -184,20 +157,14 @@ class ServeCost:
         )
 
     def ops(self, p: Pass) -> list[Op]:
-        """The ledger of a pass; an early exit runs its mean share of the layers in decode."""
+        """The ledger of a pass."""
         return build(self.model, p)
 
     def timed(self, p: Pass) -> PassTime:
         """Seconds of a pass over all pipeline stages."""
         d = self.degrees
-        time = time_pass(
-            self.ops(p),
-            self.device,
-            is_decode=p.phase == "decode",
-            points=self.points.n,
-            link_bytes_per_s=d.link_bytes_per_s,
-            working_set=self.weights_bytes + self.sequence_bytes * p.batch,
-        )
+        working_set = self.weights_bytes + self.sequence_bytes * p.batch
+        time = self.time(self.ops(p), p, working_set)
         if p.phase == "prefill" and np.any(d.pipeline > 1):
             # Sequences follow one another through the stages: (m + p - 1) / (m p) of the time.
             micro = np.maximum(p.batch, 1.0)
@@ -273,36 +240,18 @@ class ServeCost:
             storage=self.model.precision.weights,
             math="bf16" if self.model.precision.activations != "fp32" else "fp32",
         )
-        time = time_pass(
-            [op],
-            self.device,
-            is_decode=True,
-            points=self.points.n,
-            link_bytes_per_s=self.degrees.link_bytes_per_s,
-        )
-        return time.scaled(passes)
+        one = self.forward("decode", batch=self.batch, new=1.0, past=0.0)
+        return self.time([op], one).scaled(passes)
 
-    @cached_property
-    def _factors(self) -> Array:
-        """Multipliers by factor and scenario, the two of data-dependent numbers at the end."""
-        hardware = scenario_factors(self.device.efficiency.is_calibrated)
-        return np.concatenate([hardware, np.ones((len(FACTORS), 2))], axis=1)
-
-    def seconds(self, time: PassTime, *, is_decode: bool = False) -> Array:
-        """Seconds by scenario and point; in decode, early exits shorten the layers."""
-        layers = self._factors.T @ time.layers
+    def step_seconds(self) -> Array:
+        """Seconds of the model's own share of a step; early exits shorten its layers."""
+        layers = self._factors.T @ self.step.layers
         exits = self.model.early_exit
-        if exits is not None and is_decode:
+        if exits is not None:
             depth = Range(mid=exits.mean_depth, low=exits.low, high=exits.high)
             layers = layers * self.by_scenario(depth)[:, None]
-        total: Array = layers + self._factors.T @ time.around
+        total: Array = layers + self._factors.T @ self.step.around
         return total
-
-    def by_scenario(self, value: Range) -> Array:
-        """A data-dependent number in each scenario: its middle but in the last two."""
-        out = np.full(SCENARIOS + 2, value.mid)
-        out[-2:] = value.low, value.high
-        return out
 
     @cached_property
     def tokens_per_step(self) -> Array:
@@ -312,7 +261,7 @@ class ServeCost:
         """
         s = self.runtime.speculation
         if s is None:
-            return np.ones(SCENARIOS + 2)
+            return np.ones(SCENARIOS + DATA_SCENARIOS)
         a = self.by_scenario(s.acceptance)
         kept: Array = (1 - a ** (s.draft_len + 1)) / (1 - a)
         return kept
@@ -320,7 +269,7 @@ class ServeCost:
     @cached_property
     def step_s(self) -> Array:
         """Seconds of one step, drafting included."""
-        seconds = self.seconds(self.step, is_decode=True)
+        seconds = self.step_seconds()
         if self.draft is not None:
             seconds = seconds + self.seconds(self.draft)
         return seconds
@@ -339,8 +288,8 @@ class ServeCost:
         """
         if self.runtime.has_continuous_batching:
             return np.ones(self.points.n)
-        spread = np.sqrt(2 * np.log(np.maximum(self.batch, 1.0)))
-        return 1.0 + self.work.output_spread * spread
+        deviations: Array = np.sqrt(2 * np.log(np.maximum(self.batch, 1.0)))
+        return 1.0 + self.work.output_spread * deviations
 
     @cached_property
     def request_s(self) -> Array:
@@ -382,11 +331,6 @@ class ServeCost:
         needed = self.points.prompt + self.points.output
         return np.maximum(needed / self.model.context_len, 1.0)
 
-    @cached_property
-    def memory_bytes(self) -> Array:
-        """Everything asked for on one device."""
-        return self.total_bytes
-
     # Bottlenecks
 
     @cached_property
@@ -406,7 +350,8 @@ class ServeCost:
     def prefill_share(self) -> Array:
         """Share of the service's time that goes into prefill."""
         decode = self.points.output * self.idle_factor * self.step.mid / self.tokens_per_step[0]
-        return self.prefill.mid / (self.prefill.mid + decode)
+        share: Array = self.prefill.mid / (self.prefill.mid + decode)
+        return share
 
     @cached_property
     def shares(self) -> dict[str, Array]:
@@ -432,28 +377,42 @@ class ServeCost:
             "activation-memory": np.zeros(p.n),
         }
 
+    def shares_of(self, metric: str) -> dict[str, Array]:
+        """Shares of the resource that `metric` measures: the service's time, or a part of it."""
+        if metric == "ttft_s":
+            first = {name: s / self.first.mid for name, s in self.first.causes.items()}
+            again = self.work.shared_prefix * (0.0 if self.runtime.has_prefix_caching else 1.0)
+            return self.shares | first | {"prefill-recompute": np.full(self.points.n, again)}
+        if metric == "memory_bytes":
+            cached = self.cache_bytes_total / self.total_bytes
+            weights = self.weights_bytes / self.total_bytes
+            return self.shares | {
+                "decode-cache": cached,
+                "kv-capacity": cached,
+                "decode-weights": weights,
+                "weight-capacity": weights,
+                "activation-memory": self.activation_bytes / self.total_bytes,
+            }
+        return self.shares
+
     @cached_property
     def decode_flops_per_token(self) -> float:
         """FLOPs of one decoded token at the case's mean context."""
         n = self.forward("decode", batch=1.0, new=1.0, past=float(self.mean_context[0]))
-        ops = build(self.model, _alone(n))
-        return float(sum(np.ravel(op.flops * op.count)[0] for op in ops))
+        return total_flops(build(self.model, alone(n)))
 
     @cached_property
     def prefill_flops(self) -> float:
         """FLOPs of one prompt."""
         n = self.forward("prefill", batch=1.0, new=float(self.points.prompt[0]), past=0.0)
-        ops = build(self.model, _alone(n))
-        return float(sum(np.ravel(op.flops * op.count)[0] for op in ops))
-
-    @cached_property
-    def params(self) -> object:
-        """The model's parameters."""
-        return count_params(self.model)
+        return total_flops(build(self.model, alone(n)))
 
 
-def _alone(p: Pass) -> Pass:
+def alone(p: Pass) -> Pass:
     """The same pass on one device that holds the whole model."""
-    from dataclasses import replace
-
     return replace(p, width=1.0, depth=1.0, tensor=1.0, expert=1.0, context=1.0)
+
+
+def total_flops(ops: list[Op]) -> float:
+    """FLOPs of all operations, at the case itself."""
+    return float(sum(np.ravel(op.flops * op.count)[0] for op in ops))

@@ -11,26 +11,13 @@ from functools import cached_property
 
 import numpy as np
 
-from worthit.cost.clock import (
-    FACTORS,
-    LINK_EFFICIENCY,
-    SCENARIOS,
-    Array,
-    PassTime,
-    scenario_factors,
-    time_pass,
-)
-from worthit.cost.layout import choose, degrees
-from worthit.cost.ledger import Op, Pass, build
-from worthit.cost.memory import (
-    GRADIENT_BYTES,
-    RESERVE,
-    Split,
-    training_activation_bytes,
-    training_state,
-)
-from worthit.cost.points import Points, one_point
-from worthit.spec.case import Case, Training
+from worthit.cost.base import CaseCost
+from worthit.cost.clock import LINK_EFFICIENCY, Array, Bools, PassTime, spread
+from worthit.cost.ledger import Pass, build
+from worthit.cost.memory import GRADIENT_BYTES, training_activation_bytes, training_state
+from worthit.cost.points import Points
+from worthit.cost.serve import alone, total_flops
+from worthit.spec.case import Case, Range, Training
 
 # A matrix product is done once forward and twice backward: for inputs and for weights.
 BACKWARD_PASSES = 2.0
@@ -41,20 +28,15 @@ RECOMPUTED = {"none": 0.0, "selective": 0.10, "full": 1.0}
 OPTIMIZER_TRIPS = 2.0
 
 
-class TrainCost:
-    """The cost of training `case`, at every point; shapes as in `ServeCost`."""
+class TrainCost(CaseCost):
+    """The cost of training `case`; times are infinite where it does not fit."""
+
+    work: Training
 
     def __init__(self, case: Case, points: Points | None = None) -> None:
         assert isinstance(case.workload, Training)
-        self.case = case = choose(case)
         self.work = case.workload
-        self.points = p = one_point(case) if points is None else points
-        self.runtime, self.model = case.runtime, case.model
-        self.device = case.hardware.device
-        self.degrees = degrees(case, p)
-        self.split: Split = self.degrees.split(case.hardware.layout)
-        compiled = self.runtime.is_compiled
-        self.is_compiled = self.device.kind != "cpu" if compiled is None else compiled
+        super().__init__(case, points)
 
     # Memory
 
@@ -75,8 +57,7 @@ class TrainCost:
         """Weights, gradients and optimizer states on one device."""
         p = self.points
         s = training_state(self.model, self.split, self.runtime, width=p.width, depth=p.depth)
-        zero = np.zeros(p.n)
-        return s.weights + zero, s.gradients + zero, s.optimizer + zero
+        return spread(s.weights, p.n), spread(s.gradients, p.n), spread(s.optimizer, p.n)
 
     @cached_property
     def activation_bytes(self) -> Array:
@@ -92,27 +73,19 @@ class TrainCost:
             depth=p.depth,
         )
         # One forward, one backward: the first stage holds as many micro-batches as stages.
-        return one * np.minimum(self.degrees.pipeline, self.micro_steps) + np.zeros(p.n)
-
-    @cached_property
-    def capacity_bytes(self) -> Array:
-        """Memory of one device that training may use."""
-        return np.full(self.points.n, self.device.mem_bytes * (1 - RESERVE))
+        return spread(one * np.minimum(self.degrees.pipeline, self.micro_steps), p.n)
 
     @cached_property
     def total_bytes(self) -> Array:
         """Everything on one device."""
-        return sum(self.state) + self.activation_bytes
+        weights, gradients, states = self.state
+        return weights + gradients + states + self.activation_bytes
 
     @cached_property
-    def memory_bytes(self) -> Array:
-        """Everything on one device."""
-        return self.total_bytes
-
-    @cached_property
-    def fits(self) -> Array:
+    def fits(self) -> Bools:
         """Whether training fits."""
-        return self.total_bytes <= self.capacity_bytes
+        fits: Bools = self.total_bytes <= self.capacity_bytes
+        return fits
 
     # Time
 
@@ -134,21 +107,12 @@ class TrainCost:
             precision=self.model.precision,
         )
 
-    def ops(self, p: Pass) -> list[Op]:
-        """The ledger of the forward pass."""
-        return build(self.model, p)
-
     @cached_property
     def micro(self) -> PassTime:
         """Forward, backward and recomputation of one micro-batch on one pipeline stage."""
         d = self.degrees
-        time = time_pass(
-            self.ops(self.forward()),
-            self.device,
-            is_decode=False,
-            points=self.points.n,
-            link_bytes_per_s=d.link_bytes_per_s,
-        )
+        p = self.forward()
+        time = self.time(build(self.model, p), p)
         recomputed = RECOMPUTED[self.runtime.recompute]
         return time.scaled((1.0 + BACKWARD_PASSES + recomputed) / d.pipeline / d.context)
 
@@ -193,24 +157,17 @@ class TrainCost:
     @cached_property
     def step_s(self) -> Array:
         """Seconds of one step, `(scenarios, points)`; infinite where it does not fit."""
-        factors = scenario_factors(self.device.efficiency.is_calibrated)
-        factors = np.concatenate([factors, np.ones((len(FACTORS), 2))], axis=1)
-        micro = factors.T @ self.micro.layers + factors.T @ self.micro.around
-        compute = micro * self.micro_steps / (1 - self.bubble)
-        sending = factors[FACTORS.index("comm")][:, None] * self.exposed_s
-        updating = factors[FACTORS.index("elementwise")][:, None] * self.optimizer_s
+        compute = self.seconds(self.micro) * self.micro_steps / (1 - self.bubble)
+        sending = self.factor("comm") * self.exposed_s
+        updating = self.factor("elementwise") * self.optimizer_s
         return np.where(self.fits, compute + sending + updating, np.inf)
 
     @cached_property
     def train_total_s(self) -> Array:
         """Seconds to the same result: the tokens stated, or the share of them that suffices."""
         steps = self.work.tokens / self.points.batch_tokens
-        share = np.ones(SCENARIOS + 2)
-        needed = self.runtime.tokens_to_target
-        if needed is not None:
-            share[:] = needed.mid
-            share[-2:] = needed.low, needed.high
-        total: Array = self.step_s * steps * share[:, None]
+        needed = self.runtime.tokens_to_target or Range(mid=1.0, low=1.0, high=1.0)
+        total: Array = self.step_s * steps * self.by_scenario(needed)[:, None]
         return total
 
     @cached_property
@@ -251,14 +208,16 @@ class TrainCost:
             "context-length": 1 - 1 / self.context_shortfall,
         }
 
+    def shares_of(self, metric: str) -> dict[str, Array]:
+        """Shares of the resource that `metric` measures: a step's time, or a device's memory."""
+        if metric == "memory_bytes":
+            weights = self.state[0] / self.total_bytes
+            return self.shares | {"decode-weights": weights, "weight-capacity": weights}
+        return self.shares
+
     @cached_property
     def flops_per_token(self) -> float:
         """Model FLOPs per trained token, forward and backward, causal attention."""
-        from worthit.cost.serve import _alone
-
-        p = _alone(self.forward())
-        ops = build(self.model, p)
+        p = alone(self.forward())
         tokens = float(np.ravel(p.tokens)[0])
-        forward = sum(float(np.ravel(op.flops * op.count)[0]) for op in ops)
-        return (1 + BACKWARD_PASSES) * forward / tokens
-
+        return (1 + BACKWARD_PASSES) * total_flops(build(self.model, p)) / tokens

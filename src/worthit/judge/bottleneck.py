@@ -14,28 +14,96 @@ from worthit.cost.train import TrainCost
 # Shares below this are not worth a line.
 SHOWN = 0.02
 
-# What the share is a share of, and the sentence; `{share}` is filled in.
-TITLES: dict[str, tuple[str, str]] = {
-    "decode-weights": ("time", "reading the weights takes {share} of the time"),
-    "decode-cache": ("time", "reading the cache of keys, values or states takes {share} of the time"),
-    "attention-compute": ("time", "attention arithmetic takes {share} of the time"),
-    "attention-traffic": ("time", "writing and reading score matrices takes {share} of the time"),
-    "matmul-compute": ("time", "matrix products at the arithmetic limit take {share} of the time"),
-    "elementwise-traffic": ("time", "moving activations takes {share} of the time"),
-    "communication": ("time", "waiting for other devices takes {share} of the time"),
-    "launch-overhead": ("time", "starting kernels takes {share} of the time"),
-    "batch-idle": ("time", "slots that wait for others take {share} of the time"),
-    "prefill-recompute": ("time", "prefilling the same prefix again takes {share} of the time"),
-    "prefill-stall": ("wait", "a neighbour's prompt is {share} of the longest wait for a token"),
-    "kv-capacity": ("requests", "{share} of the sequences wait because their cache does not fit"),
-    "cache-reservation": ("memory", "cache that is reserved and not used is {share} of the memory"),
-    "weight-capacity": ("memory", "{share} of the weights do not fit"),
-    "optimizer-memory": ("memory", "optimizer states and gradients are {share} of the memory"),
-    "activation-memory": ("memory", "activations are {share} of the memory"),
-    "context-length": ("context", "{share} of the sequence lies beyond the trained context"),
-    "quality": ("quality", "quality is not visible to a cost model"),
-    "stability": ("quality", "training stability is not visible to a cost model"),
-    "expert-imbalance": ("quality", "the balance of the experts is not visible to a cost model"),
+# What the share is a share of; the sentence, with `{share}`; and the sentence when it is zero.
+TITLES: dict[str, tuple[str, str, str]] = {
+    "decode-weights": (
+        "time",
+        "reading the weights takes {share} of the time",
+        "reading the weights takes no time that counts",
+    ),
+    "decode-cache": (
+        "time",
+        "reading the cache of keys, values or states takes {share} of the time",
+        "no cache of keys, values or states is read",
+    ),
+    "attention-compute": (
+        "time",
+        "attention arithmetic takes {share} of the time",
+        "attention arithmetic is never what is waited for",
+    ),
+    "attention-traffic": (
+        "time",
+        "writing and reading score matrices takes {share} of the time",
+        "no score matrix is written to memory",
+    ),
+    "matmul-compute": (
+        "time",
+        "matrix products at the arithmetic limit take {share} of the time",
+        "no matrix product reaches the arithmetic limit",
+    ),
+    "elementwise-traffic": (
+        "time",
+        "moving activations takes {share} of the time",
+        "moving activations takes no time that counts",
+    ),
+    "communication": (
+        "time",
+        "waiting for other devices takes {share} of the time",
+        "nothing is sent between devices",
+    ),
+    "launch-overhead": (
+        "time",
+        "starting kernels takes {share} of the time",
+        "starting kernels takes no time that counts",
+    ),
+    "batch-idle": (
+        "time",
+        "slots that wait for others take {share} of the time",
+        "no slot waits for another",
+    ),
+    "prefill-recompute": (
+        "time",
+        "prefilling the same prefix again takes {share} of the time",
+        "no prefix is prefilled twice",
+    ),
+    "prefill-stall": (
+        "wait",
+        "a neighbour's prompt is {share} of the longest wait for a token",
+        "no neighbour's prompt stands in the way of a token",
+    ),
+    "kv-capacity": (
+        "requests",
+        "{share} of the sequences wait because their cache does not fit",
+        "the cache of every sequence fits",
+    ),
+    "cache-reservation": (
+        "memory",
+        "cache that is reserved and not used is {share} of the memory",
+        "no cache is reserved and left unused",
+    ),
+    "weight-capacity": (
+        "memory",
+        "{share} of the weights do not fit",
+        "the weights fit",
+    ),
+    "optimizer-memory": (
+        "memory",
+        "optimizer states and gradients are {share} of the memory",
+        "there are no optimizer states",
+    ),
+    "activation-memory": (
+        "memory",
+        "activations are {share} of the memory",
+        "no activations are kept",
+    ),
+    "context-length": (
+        "context",
+        "{share} of the sequence lies beyond the trained context",
+        "the whole sequence lies within the trained context",
+    ),
+    "quality": ("quality", "", "quality is not visible to a cost model"),
+    "stability": ("quality", "", "training stability is not visible to a cost model"),
+    "expert-imbalance": ("quality", "", "the balance of experts is not visible to a cost model"),
 }
 
 
@@ -77,7 +145,8 @@ def bottlenecks(cost: Cost) -> list[BoundBy]:
 
 def statement(name: str, share: float) -> str:
     """The sentence for one bottleneck."""
-    return TITLES[name][1].format(share=percent(share))
+    _, some, none = TITLES[name]
+    return some.format(share=percent(share)) if share > 0 else none
 
 
 def percent(share: float) -> str:

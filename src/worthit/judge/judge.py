@@ -7,15 +7,16 @@ neighbours once, and reads verdict, interval and flip points off the ratio of th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from worthit.cost.evaluate import Cost, evaluate
-from worthit.cost.points import neighbourhood
+from worthit.cost.points import Points, neighbourhood
 from worthit.errors import CaseError, NotApplicable
-from worthit.judge.bottleneck import TITLES, BoundBy, bottlenecks, percent, statement
+from worthit.judge.bottleneck import TITLES, BoundBy, bottlenecks
+from worthit.judge.reason import reason
 from worthit.judge.verdict import (
     BECOMES,
     FLOOR,
@@ -25,14 +26,18 @@ from worthit.judge.verdict import (
     YES,
     Decision,
     Flip,
+    Gain,
     decide,
     flips,
     gain,
 )
-from worthit.judge.words import METRIC_NAMES, quantity
 from worthit.spec.case import ADOPTIONS, Case, Training
-from worthit.techniques import FAMILIES, UNSEEN, Technique, catalogue, technique
+from worthit.techniques import UNSEEN, Technique, catalogue, technique
 
+IN_PLACE_WITHOUT_NUMBER = (
+    "In place; what the model would be without it is not one well-defined case, so no number is "
+    "given."
+)
 # The metric that each goal looks at; a technique may name its own.
 GOAL_METRIC = {
     "latency": "s_per_token",
@@ -54,6 +59,17 @@ class Predicted:
     high: float
 
 
+@dataclass(frozen=True)
+class CurvePoint:
+    """One neighbour of the case on an axis: the gain there, and what would be decided."""
+
+    value: float
+    ratio: float
+    low: float
+    high: float
+    becomes: Decision
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """One technique judged on one case; see docs/judge.md for every field."""
@@ -69,6 +85,7 @@ class Verdict:
     ceiling: float | None = None
     predicted: Predicted | None = None
     flips: tuple[Flip, ...] = ()
+    curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict, repr=False)
     evidence: str = "predicted"
     check_with: str = ""
 
@@ -131,15 +148,17 @@ class Judgement:
         }
 
 
-def judge(
-    case: Case, *, only: Iterable[str] = (), on_top_of: Iterable[str] = ()
-) -> dict[str, Any]:
+def judge(case: Case, *, only: Iterable[str] = (), on_top_of: Iterable[str] = ()) -> dict[str, Any]:
     """Judge every technique on `case` and return the record; see `Judgement.to_json`."""
     return judge_case(case, only=only, on_top_of=on_top_of).to_json()
 
 
 def judge_case(
-    case: Case, *, only: Iterable[str] = (), on_top_of: Iterable[str] = ()
+    case: Case,
+    *,
+    only: Iterable[str] = (),
+    on_top_of: Iterable[str] = (),
+    with_curves: bool = False,
 ) -> Judgement:
     """Judge techniques on `case`.
 
@@ -148,6 +167,7 @@ def judge_case(
         only: ids or families to judge; all when empty.
         on_top_of: techniques that are applied first, in this order, so that the verdicts are about
             what they leave.
+        with_curves: keep the gain at every neighbour of the case, for plots.
 
     Raises:
         UnknownName: an id or family that does not exist.
@@ -163,7 +183,7 @@ def judge_case(
     chosen = select(only)
     points = neighbourhood(case)
     base = evaluate(case, points)
-    verdicts = tuple(_judge_one(t, case, base) for t in chosen)
+    verdicts = tuple(_judge_one(t, case, base, with_curves) for t in chosen)
     return Judgement(
         case=base.case,
         cost=base,
@@ -184,34 +204,36 @@ def select(only: Iterable[str]) -> tuple[Technique, ...]:
     return tuple(t for t in known.values() if not wanted or {t.id, t.family} & set(wanted))
 
 
-def _judge_one(t: Technique, case: Case, base: Cost) -> Verdict:
-    points = base.points
+def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdict:
+    """Judge one technique: the case without it against the case with it."""
     evidence = "calibrated" if case.hardware.device.efficiency.is_calibrated else "predicted"
     present = t.is_present(case)
     unseen = t.relieves[0] in UNSEEN
+    blank = Verdict(
+        technique=t,
+        decision="never",
+        reason="",
+        is_present=present,
+        bottleneck=t.relieves[0],
+        has_bottleneck=None,
+        evidence=evidence,
+    )
+    if present and t.remove is None:
+        return replace(blank, decision="apply", reason=IN_PLACE_WITHOUT_NUMBER)
     try:
-        if present and t.remove is None:
-            return _in_place_without_number(t, evidence)
         changed = t.remove(case) if present and t.remove is not None else t.apply(case)
-        other = evaluate(changed, points)
+        other = evaluate(changed, base.points)
     except NotApplicable as error:
-        return Verdict(
-            technique=t,
-            decision="never",
-            reason=_sentence(str(error)),
-            is_present=present,
-            is_applicable=False,
-            bottleneck=t.relieves[0],
-            has_bottleneck=None if unseen else False,
-            evidence=evidence,
-        )
+        found = None if unseen else False
+        text = _sentence(str(error))
+        return replace(blank, reason=text, is_applicable=False, has_bottleneck=found)
     before, after = (other, base) if present else (base, other)
     metric = t.metric or GOAL_METRIC[case.effective_goal]
     was, becomes = getattr(before, metric), getattr(after, metric)
     gained = gain(was, becomes)
     impossible = np.isinf(was if was.ndim == 1 else was[0])
-    cause, share = _share(t, before)
-    decision = decide(gained, share, impossible)
+    cause, share = _share(t, before, metric)
+    decision = decide(gained, share, impossible, is_present=present)
     predicted = Predicted(
         metric=metric,
         before=float(was[0] if was.ndim == 1 else was[0, 0]),
@@ -221,41 +243,72 @@ def _judge_one(t: Technique, case: Case, base: Cost) -> Verdict:
         high=float(gained.high[0]),
     )
     reached = ADOPTIONS.index(t.adoption) <= ADOPTIONS.index(case.allowed_adoption)
+    # A longer sequence than the model knows is another case, unless that is what is judged.
+    within = np.asarray(base.context_shortfall <= base.context_shortfall[0])
+    reachable = np.ones(base.points.n, bool) if metric == "context_shortfall" else within
     now = int(decision[0])
-    nearest = flips(points, decision, (YES,) if now != YES else (NO, MAYBE))
-    if now == YES:
-        verdict: Decision = "apply"
-        if not present and not reached:
-            verdict = "defer"
-            axis = "stage" if case.stage == "deployed" else "max_adoption"
-            value = "design" if axis == "stage" else t.adoption
-            nearest = [Flip(axis=axis, value=value, becomes="apply", factor=1.0)]
-    elif now == MAYBE:
-        verdict = "defer"
-    elif nearest and (reached or present):
-        verdict = "defer"
-    else:
-        verdict, nearest = "never", []
+    nearest = flips(base.points, decision, (YES,) if now != YES else (NO, MAYBE), reachable)
     if unseen and now == NO:
-        verdict = _verdict_on_unseen(t, case, present, reached, predicted)
-        nearest = []
-    found = Verdict(
-        technique=t,
+        verdict, nearest = _verdict_on_unseen(case, present, reached, predicted), []
+    else:
+        verdict, nearest = _verdict(t, case, now, nearest, is_free=present or reached)
+    is_seen = cause not in UNSEEN
+    found_verdict = replace(
+        blank,
         decision=verdict,
-        reason="",
-        is_present=present,
         bottleneck=cause,
         has_bottleneck=None if unseen else bool(share[0] >= FLOOR or impossible[0]),
-        share=None if cause in UNSEEN else float(share[0]),
-        ceiling=None if cause in UNSEEN else _ceiling(cause, float(share[0])),
+        share=float(share[0]) if is_seen else None,
+        ceiling=_ceiling(cause, float(share[0])) if is_seen else None,
         predicted=predicted,
         flips=tuple(nearest),
-        evidence=evidence,
+        curves=_curves(base.points, gained, decision) if with_curves else {},
+        check_with=_check(t, case),
     )
-    return _with_reason(found, case, reached, base)
+    return replace(found_verdict, reason=reason(found_verdict, case, reached, base))
 
 
-def _share(t: Technique, before: Cost) -> tuple[str, np.ndarray[Any, np.dtype[np.float64]]]:
+def _verdict(
+    t: Technique, case: Case, now: int, nearest: list[Flip], *, is_free: bool
+) -> tuple[Decision, list[Flip]]:
+    """The decision and what would change it; `is_free` where no forbidden step stands between."""
+    if now == YES and is_free:
+        return "apply", nearest
+    if now == YES:
+        axis = "stage" if case.stage == "deployed" else "max_adoption"
+        value = "design" if axis == "stage" else t.adoption
+        return "defer", [Flip(axis=axis, value=value, becomes="apply", factor=1.0)]
+    if now == MAYBE or (nearest and is_free):
+        return "defer", nearest
+    return "never", []
+
+
+def _curves(
+    points: Points, gained: Gain, decision: np.ndarray[Any, np.dtype[np.int64]]
+) -> dict[str, tuple[CurvePoint, ...]]:
+    """The gain along each axis, the case included, in increasing order of the axis."""
+    axes = dict.fromkeys(points.axis[1:])
+    curves = {}
+    for axis in axes:
+        rows = {
+            value: CurvePoint(
+                value=value,
+                ratio=float(gained.ratio[i]),
+                low=float(gained.low[i]),
+                high=float(gained.high[i]),
+                becomes=BECOMES[int(decision[i])],
+            )
+            for i, name in enumerate(points.axis)
+            if name in (axis, "case")
+            for value in [points.value_of_case(axis) if i == 0 else points.value(i)]
+        }
+        curves[axis] = tuple(rows[value] for value in sorted(rows))
+    return curves
+
+
+def _share(
+    t: Technique, before: Cost, metric: str
+) -> tuple[str, np.ndarray[Any, np.dtype[np.float64]]]:
     """The share of what a technique relieves, and the largest of its bottlenecks in this case.
 
     Shares of time add up; a share of memory, requests or context stands for itself.
@@ -263,7 +316,8 @@ def _share(t: Technique, before: Cost) -> tuple[str, np.ndarray[Any, np.dtype[np
     seen = [name for name in t.relieves if name not in UNSEEN]
     if not seen:
         return t.relieves[0], np.zeros(before.points.n)
-    shares = {name: np.nan_to_num(np.asarray(before.shares[name]), nan=0.0) for name in seen}
+    all_shares = before.shares_of(metric)
+    shares = {name: np.nan_to_num(np.asarray(all_shares[name]), nan=0.0) for name in seen}
     zero = np.zeros(before.points.n)
     time = sum((s for n, s in shares.items() if TITLES[n][0] == "time"), zero)
     rest = [s for n, s in shares.items() if TITLES[n][0] != "time"]
@@ -273,15 +327,13 @@ def _share(t: Technique, before: Cost) -> tuple[str, np.ndarray[Any, np.dtype[np
 
 
 def _ceiling(cause: str, share: float) -> float | None:
-    """The speed-up if the technique removed its bottleneck for free (Amdahl), for shares of time."""
+    """The speed-up if the bottleneck went away for free (Amdahl), for shares of time."""
     if TITLES[cause][0] != "time" or share >= 1:
         return None
     return 1 / (1 - share)
 
 
-def _verdict_on_unseen(
-    t: Technique, case: Case, present: bool, reached: bool, predicted: Predicted
-) -> Decision:
+def _verdict_on_unseen(case: Case, present: bool, reached: bool, predicted: Predicted) -> Decision:
     """Cost cannot see what the technique is for: it can only see what it takes."""
     if present:
         return "apply"
@@ -290,53 +342,24 @@ def _verdict_on_unseen(
     return "defer" if can_try and not hurts else "never"
 
 
-def _in_place_without_number(t: Technique, evidence: str) -> Verdict:
-    return Verdict(
-        technique=t,
-        decision="apply",
-        reason="In place; what the model would be without it is not one well-defined case, so no "
-        "number is given.",
-        is_present=True,
-        bottleneck=t.relieves[0],
-        has_bottleneck=None,
-        evidence=evidence,
-    )
-
-
-def _with_reason(v: Verdict, case: Case, reached: bool, base: Cost) -> Verdict:
-    from dataclasses import replace
-
-    from worthit.judge.reason import reason
-
-    return replace(v, reason=reason(v, case, reached, base), check_with=_check(v, case))
-
-
-def _check(v: Verdict, case: Case) -> str:
+def _check(t: Technique, case: Case) -> str:
     """The command that puts this verdict to the test."""
-    if v.technique.experiment is not None:
-        return f"worthit measure {v.technique.id}"
+    if t.experiment is not None:
+        return f"worthit measure {t.id}"
     if case.hardware.device.efficiency.is_calibrated:
-        return f"worthit explain {v.technique.id}"
+        return f"worthit explain {t.id}"
     return "worthit calibrate"
+
+
+def _flip_json(flip: Flip) -> dict[str, Any]:
+    return {
+        "axis": flip.axis,
+        "value": flip.value,
+        "becomes": flip.becomes,
+        "factor": flip.factor,
+    }
 
 
 def _sentence(text: str) -> str:
     text = text[:1].upper() + text[1:]
     return text if text.endswith(".") else text + "."
-
-
-__all__ = [
-    "BECOMES",
-    "METRIC_NAMES",
-    "Judgement",
-    "Predicted",
-    "Verdict",
-    "judge",
-    "judge_case",
-    "percent",
-    "quantity",
-    "select",
-    "statement",
-]
-# Families in the order of the catalogue, for faces that group verdicts.
-ORDER = FAMILIES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from worthit.cost.evaluate import Cost
-from worthit.judge.bottleneck import bottlenecks, percent, statement
+from worthit.judge.bottleneck import TITLES, bottlenecks, percent, statement
 from worthit.judge.verdict import FLOOR, THRESHOLD
 from worthit.judge.words import METRIC_NAMES, quantity, speedup
 from worthit.spec.case import Case
@@ -41,6 +41,8 @@ def _share_sentence(v: Verdict) -> str:
 def _gain_sentence(v: Verdict) -> str:
     p = v.predicted
     assert p is not None
+    if p.before == p.after == float("inf"):
+        return "The case does not fit, with it or without it."
     if p.before == float("inf"):
         return f"It makes the case fit: {quantity(p.metric, p.after)} {METRIC_NAMES[p.metric]}."
     if p.after == float("inf"):
@@ -58,17 +60,24 @@ def _gain_sentence(v: Verdict) -> str:
 
 def _absent(v: Verdict, base: Cost) -> str:
     """The bottleneck is not there: how little there is to win, and where the time goes instead."""
-    assert v.share is not None
     p = v.predicted
-    if v.ceiling is not None:
-        first = f"Even for free it could win at most {v.ceiling:.3g}x"
-    else:
+    assert p is not None
+    if v.ceiling is None:
         first = f"Below {percent(FLOOR)} there is nothing to relieve"
-    if p is not None and p.ratio > 1.005 and p.ratio != float("inf"):
-        first += f", and it costs {percent(p.ratio - 1)} more {METRIC_NAMES[p.metric]}"
-    elif p is not None and p.after == float("inf"):
+    elif p.ratio < (1 - THRESHOLD) and 1 / p.ratio > 1.05 * v.ceiling:
+        first = (
+            f"The {speedup(p.ratio)} that it would give comes from elsewhere (a smaller model, not "
+            "a relieved bottleneck)"
+        )
+    else:
+        first = f"Even for free it could win at most {max(v.ceiling, 1):.3g}x"
+    if p.before == p.after == float("inf"):
+        first += ", and the case does not fit either way"
+    elif p.after == float("inf"):
         first += ", and with it the case no longer fits"
-    binding = [b for b in bottlenecks(base) if b.id != v.bottleneck]
+    elif p.ratio > 1.005:
+        first += f", and it costs {percent(p.ratio - 1)} more {METRIC_NAMES[p.metric]}"
+    binding = [b for b in bottlenecks(base) if b.id != v.bottleneck and TITLES[b.id][0] == "time"]
     where = f"; here {binding[0].statement}" if binding else ""
     return first + where + "."
 

@@ -21,6 +21,9 @@ Decision = Literal["apply", "defer", "never"]
 THRESHOLD = 0.10
 FLOOR = 0.10
 
+# What is in place needs no effort to keep: any gain that the interval confirms keeps it.
+KEPT = 0.005
+
 NO, MAYBE, YES = 0, 1, 2
 BECOMES: dict[int, Decision] = {NO: "never", MAYBE: "defer", YES: "apply"}
 
@@ -69,22 +72,32 @@ def gain(before: Array, after: Array) -> Gain:
     return Gain(ratio=mid, low=mid * np.exp(-down), high=mid * np.exp(up))
 
 
-def decide(gained: Gain, share: Array, was_impossible: NDArray[np.bool_]) -> NDArray[np.int64]:
+def decide(
+    gained: Gain, share: Array, was_impossible: NDArray[np.bool_], *, is_present: bool = False
+) -> NDArray[np.int64]:
     """YES, MAYBE or NO at every point, adoption left aside."""
-    binds = (share >= FLOOR) | was_impossible
-    clear = 1 - THRESHOLD
+    binds = (share >= (KEPT if is_present else FLOOR)) | was_impossible
+    clear = 1 - (KEPT if is_present else THRESHOLD)
     decision = np.where(gained.high <= clear, YES, np.where(gained.low <= clear, MAYBE, NO))
     return np.where(binds, decision, NO)
 
 
-def flips(points: Points, decision: NDArray[np.int64], wanted: tuple[int, ...]) -> list[Flip]:
-    """On each axis, the nearest point whose decision is one of `wanted`; the nearest axis first."""
+def flips(
+    points: Points,
+    decision: NDArray[np.int64],
+    wanted: tuple[int, ...],
+    reachable: NDArray[np.bool_],
+) -> list[Flip]:
+    """On each axis, the nearest point whose decision is one of `wanted`; the nearest axis first.
+
+    Points that are not `reachable` (beyond the trained context, say) are passed over.
+    """
     found: dict[str, Flip] = {}
     distance = np.abs(np.log(points.factor))
     for i in np.argsort(distance, kind="stable"):
         axis = points.axis[i]
         # Rounding and floors leave some points where they were: no change, no flip.
-        moved = i > 0 and points.value(int(i)) != points.value_of_case(axis)
+        moved = i > 0 and reachable[i] and points.value(int(i)) != points.value_of_case(axis)
         if moved and axis not in found and int(decision[i]) in wanted:
             found[axis] = Flip(
                 axis=axis,

@@ -28,7 +28,9 @@ def three(value: float) -> str:
         return "0" if value == 0 else "inf"
     digits = 2 - math.floor(math.log10(abs(value)))
     rounded = round(value, digits)
-    return f"{rounded:.{max(digits, 0)}f}".rstrip("0").rstrip(".") if digits > 0 else f"{rounded:.0f}"
+    return (
+        f"{rounded:.{max(digits, 0)}f}".rstrip("0").rstrip(".") if digits > 0 else f"{rounded:.0f}"
+    )
 
 
 def duration(seconds: float) -> str:
