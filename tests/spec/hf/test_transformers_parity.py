@@ -29,17 +29,25 @@ Config = dict[str, Any]
 N_CONFIGS = 8
 N_SLOW_CONFIGS = 40
 PROMPT_LEN = 13
+# Head sizes of which a quarter can be rotated.
+QUARTERED = (8, 16, 24)
 
 
 # --- random configs, in the keys of published files -------------------------------------------
 
 
-def sizes(r: random.Random, *, has_groups: bool = True, own_head_dim: bool = False) -> Config:
+def sizes(
+    r: random.Random,
+    *,
+    has_groups: bool = True,
+    own_head_dim: bool = False,
+    widths: tuple[int, ...] = (8, 12, 20),
+) -> Config:
     """The sizes that most families name alike; `own_head_dim` is unlike d/h more often than not."""
     n_heads = r.choice([2, 4, 6])
     config: Config = {
         "vocab_size": r.randint(40, 99),
-        "hidden_size": n_heads * r.choice([8, 12, 20]),
+        "hidden_size": n_heads * r.choice(widths),
         "intermediate_size": r.randint(5, 70),
         "num_hidden_layers": r.randint(1, 5),
         "num_attention_heads": n_heads,
@@ -155,7 +163,7 @@ def phi3(r: random.Random) -> Config:
 
 def stablelm(r: random.Random) -> Config:
     return (
-        sizes(r)
+        sizes(r, widths=QUARTERED)
         | flags(r, "use_qkv_bias", "qk_layernorm", "use_parallel_residual", "tie_word_embeddings")
         | some(r, partial_rotary_factor=(0.25, 0.5, 1.0))
     )
@@ -244,7 +252,7 @@ def gpt2(r: random.Random) -> Config:
 
 def gpt_neox(r: random.Random) -> Config:
     return (
-        sizes(r, has_groups=False)
+        sizes(r, has_groups=False, widths=QUARTERED)
         | flags(r, "attention_bias", "use_parallel_residual", "tie_word_embeddings")
         | some(r, rotary_pct=(0.25, 0.5, 1.0), rotary_emb_base=(10_000, 50_000))
     )

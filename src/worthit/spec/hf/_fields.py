@@ -78,7 +78,7 @@ class Fields:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             kind = {0: "a whole number, zero or more", 1: "a positive whole number"}[at_least]
-            self._refuse(name, f"must be {kind}, got {value!r}")
+            self._refuse(self._found(name, *aliases), f"must be {kind}, got {value!r}")
             return 1
         return value
 
@@ -174,6 +174,11 @@ class Fields:
                 self.problems.extend(error.problems)
             return cast(T, None)
 
+    def inconsistent(self, path: str, message: str) -> None:
+        """Record a problem that sizes have together; nothing where one of them is unusable."""
+        if not self._unusable:
+            self.problem(path, message)
+
     def table(
         self, name: str, *aliases: str, default: Mapping[str, Any] | None = None
     ) -> Fields | None:
@@ -182,10 +187,9 @@ class Fields:
         if value is None:
             return None if default is None else Fields(default, where=name)
         if not isinstance(value, Mapping):
-            self._refuse(name, f"must be an object, got {value!r}")
+            self._refuse(self._found(name, *aliases), f"must be an object, got {value!r}")
             return None
-        found = next(key for key in (name, *aliases) if self.config.get(key) is not None)
-        return Fields(value, where=found)
+        return Fields(value, where=self._found(name, *aliases))
 
     def absorb(self, table: Fields) -> None:
         """Take over the problems of a nested object that has been read."""
@@ -216,6 +220,10 @@ class Fields:
             self.problem(key, f"not understood for this model type, got {_short(value)}{hint}")
         if self.problems:
             raise SpecError(*dict.fromkeys(self.problems), context=self.where)
+
+    def _found(self, *names: str) -> str:
+        """Which of these keys the file gives."""
+        return next((key for key in names if self.config.get(key) is not None), names[0])
 
     def _refuse(self, name: str, message: str) -> None:
         self._unusable.add(name)

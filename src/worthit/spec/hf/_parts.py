@@ -128,7 +128,7 @@ class Decoder:
     def attention(self, **options: Any) -> Attention:
         """Softmax attention over the heads read; `options` are further fields of it."""
         if self.rotary is not None and not options.get("is_position_free"):
-            options.setdefault("rotary_dim", int(self.head_dim * self.rotary.fraction))
+            options.setdefault("rotary_dim", self._rotary_dim(self.rotary.fraction))
         return self.fields.part(
             Attention,
             n_heads=self.n_heads,
@@ -136,6 +136,17 @@ class Decoder:
             head_dim=self.head_dim,
             **options,
         )
+
+    def _rotary_dim(self, fraction: float) -> int:
+        """Rotated channels of a head: they come in pairs."""
+        rotary_dim = int(self.head_dim * fraction)
+        if not 0 < rotary_dim <= self.head_dim or rotary_dim % 2:
+            self.fields.inconsistent(
+                "head_dim" if fraction == 1 else "partial_rotary_factor",
+                f"must rotate an even number of a head's {self.head_dim} channels, "
+                f"got {rotary_dim}",
+            )
+        return rotary_dim
 
     def gated_ffn(self, *, has_bias: bool = False, width: str = "intermediate_size") -> FeedForward:
         """The gated feed-forward of `width`, activated by `hidden_act`."""
