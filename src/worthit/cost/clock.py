@@ -171,7 +171,7 @@ def _rates(op: Op, device: Device, is_decode: bool) -> tuple[float, float, float
     peak = device.peak(op.math)
     if op.kernel == "attention":
         memory = e.decode_attention_memory if is_decode else e.gemm_memory
-        launch = e.decode_attention_launch_s if is_decode else e.launch_s
+        launch = e.decode_attention_launch_s if is_decode and op.is_fused else e.launch_s
         return peak * e.prefill_attention_compute, memory, launch
     memory = e.gemm_memory
     if op.storage:

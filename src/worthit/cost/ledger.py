@@ -86,6 +86,7 @@ class Op:
     """One kernel: FLOPs, bytes by stream, bytes sent to other devices.
 
     `math` names the arithmetic; `storage` the format of its weights, where that slows reading.
+    Attention that is not fused is `launches` plain kernels in place of one of its own.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Op:
     launches: Number = 1.0
     math: str = "bf16"
     storage: str = ""
+    is_fused: bool = True
     layer: str = ""
     count: Number = 1.0
     is_around: bool = False

@@ -36,6 +36,12 @@ SCAN_FLOPS = 9
 MOE_LAUNCHES = 4
 
 
+# Product, scale and mask, softmax, product.
+UNFUSED_LAUNCHES = 4.0
+# A recurrence written as plain tensor operations: decay, outer product, update, read-out, sum.
+UNCOMPILED_RECURRENCE = 5.0
+
+
 @singledispatch
 def mixer_ops(mixer: object, d: Number, p: Pass) -> Iterator[Op]:
     """Operations of one mixer."""
@@ -111,7 +117,8 @@ def attend(
         math=format_of(p.precision.activations).math
         if p.precision.activations in ("fp32", "fp16")
         else "bf16",
-        launches=1.0 if p.is_fused else 3.0,
+        launches=1.0 if p.is_fused else UNFUSED_LAUNCHES,
+        is_fused=p.is_fused,
     )
 
 
@@ -213,6 +220,7 @@ def _recurrence(
         flops=p.tokens * (step_flops if is_decode else chunk_flops),
         cache=p.batch * state_bytes * (p.new if is_decode else 1.0),
         other=p.tokens * streams / p.tensor * format_of(p.precision.activations).bytes,
+        launches=1.0 if p.is_compiled else UNCOMPILED_RECURRENCE,
         math="vector" if is_decode else math,
     )
 

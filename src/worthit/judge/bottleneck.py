@@ -143,9 +143,22 @@ def bottlenecks(cost: Cost) -> list[BoundBy]:
     return sorted(found, key=lambda b: -b.share)
 
 
-def statement(name: str, share: float) -> str:
-    """The sentence for one bottleneck."""
+# What a share means where memory itself is judged.
+IN_MEMORY = {
+    "decode-cache": "the cache is {share} of the memory",
+    "kv-capacity": "the cache is {share} of the memory",
+    "decode-weights": "the weights are {share} of the memory",
+    "weight-capacity": "the weights are {share} of the memory",
+}
+
+
+def statement(name: str, share: float, metric: str = "") -> str:
+    """The sentence for one bottleneck, as a share of what `metric` measures."""
     _, some, none = TITLES[name]
+    if metric == "memory_bytes":
+        some = IN_MEMORY.get(name, some)
+    if metric == "ttft_s":
+        some = some.replace("of the time", "of the time to the first token")
     return some.format(share=percent(share)) if share > 0 else none
 
 

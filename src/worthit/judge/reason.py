@@ -32,7 +32,7 @@ def reason(v: Verdict, case: Case, reached: bool, base: Cost) -> str:
 
 def _share_sentence(v: Verdict) -> str:
     assert v.share is not None
-    text = statement(v.bottleneck, v.share)
+    text = statement(v.bottleneck, v.share, "" if v.predicted is None else v.predicted.metric)
     where = "without it, " if v.is_present else ""
     text = where + text
     return text[:1].upper() + text[1:] + "."
@@ -66,8 +66,8 @@ def _absent(v: Verdict, base: Cost) -> str:
         first = f"Below {percent(FLOOR)} there is nothing to relieve"
     elif p.ratio < (1 - THRESHOLD) and 1 / p.ratio > 1.05 * v.ceiling:
         first = (
-            f"The {speedup(p.ratio)} that it would give comes from elsewhere (a smaller model, not "
-            "a relieved bottleneck)"
+            f"The {speedup(p.ratio)} that it would give comes from fewer or cheaper operations, not "
+            "from the bottleneck it was made for"
         )
     else:
         first = f"Even for free it could win at most {max(v.ceiling, 1):.3g}x"
