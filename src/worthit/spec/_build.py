@@ -30,12 +30,17 @@ from worthit.spec.codec import from_trusted
 from worthit.spec.formats import format_of
 from worthit.spec.model import Attention, LatentAttention, ModelSpec
 
-# Where a model goes when nobody says: the first of these whose memory holds its weights.
+# Where a model goes when nobody says: the first of these whose memory holds it.
 USUAL_HARDWARE = ("rtx-4090", "h100", "h100:8", "h200:8", "b300:8")
-# Of a device's memory, what weights may take and still leave room for cache and activations.
+# Of the memory, what these may take and still leave room for cache and activations.
 ROOM_FOR_WEIGHTS = 0.85
 USUAL_SERVING = "chat"
 USUAL_TRAINING = "pretraining"
+CHOICES: dict[str, tuple[str, ...]] = {
+    "stage": get_args(Stage),
+    "goal": get_args(Goal),
+    "max_adoption": ADOPTIONS,
+}
 
 
 def parse_hardware(text: str) -> Hardware:
@@ -106,18 +111,12 @@ def build_case(
         job = _workload(model, workload, usual, serving, training, warnings)
     hardware: Hardware | None = None
     with found:
-        hardware = _hardware(model, on, usual, warnings)
+        hardware = _hardware(model, job, on, usual, warnings)
         if layout is not None:
             hardware = replace(hardware, layout=layout)
         _check_layout(model, hardware)
-    for kind, value, known in (
-        ("stage", stage, get_args(Stage)),
-        ("goal", goal, get_args(Goal)),
-        ("adoption", max_adoption, ADOPTIONS),
-    ):
-        with found:
-            if value is not None and value not in known:
-                raise unknown_name(kind, str(value), known)
+    with found:
+        check_choices(stage=stage, goal=goal, max_adoption=max_adoption)
     found.raise_any()
     assert job is not None
     assert hardware is not None
@@ -139,6 +138,16 @@ def build_case(
         warnings=tuple(warnings),
         name=name or model.name,
     )
+
+
+def check_choices(**chosen: object) -> None:
+    """Raise for each of `stage`, `goal` and `max_adoption` that is none of its kind."""
+    found = Problems()
+    for name, value in chosen.items():
+        with found:
+            if value is not None and value not in CHOICES[name]:
+                raise unknown_name(name.replace("max_", ""), str(value), CHOICES[name])
+    found.raise_any()
 
 
 def _stated(**sizes: int | None) -> dict[str, Any]:
@@ -206,14 +215,16 @@ def _assumed_workload(
     base = load_workload(name)
     assert isinstance(base, Serving)
     context = model.context_len
+    fitted = ""
     if base.context > context > 1 and not serving:
         # Nobody asked for more than the model was trained for: keep the shape, fit the context.
         prompt = max(1, base.prompt * context // base.context)
         base = replace(base, prompt=prompt, output=context - prompt)
+        fitted = f", cut to the context of {context:,} tokens"
     job = replace(base, **serving)
     missing = [key for key in ("prompt", "output", "concurrency") if key not in serving]
     if missing and "workload" not in usual:
-        warnings.append(_assumed(job, missing, name))
+        warnings.append(_assumed(job, missing, name) + fitted)
     return replace(job, name="", source="") if serving else job
 
 
@@ -241,7 +252,11 @@ def _flags(sizes: dict[str, Any]) -> str:
 
 
 def _hardware(
-    model: ModelSpec, on: str | Hardware | None, usual: dict[str, Any], warnings: list[str]
+    model: ModelSpec,
+    job: Workload | None,
+    on: str | Hardware | None,
+    usual: dict[str, Any],
+    warnings: list[str],
 ) -> Hardware:
     if isinstance(on, Hardware):
         return on
@@ -249,28 +264,31 @@ def _hardware(
         return parse_hardware(on)
     if "hardware" in usual:
         return parse_hardware(usual["hardware"])
-    weights_bytes = _weights_bytes(model)
+    what, needed_bytes = _needed_bytes(model, job)
     why = "the largest of the usual hardware"
     for text in USUAL_HARDWARE:
         hardware = parse_hardware(text)
-        if weights_bytes <= ROOM_FOR_WEIGHTS * hardware.device.mem_bytes * hardware.n_devices:
-            why = f"the first of {', '.join(USUAL_HARDWARE)} with room for the weights"
+        if needed_bytes <= ROOM_FOR_WEIGHTS * hardware.device.mem_bytes * hardware.n_devices:
+            why = f"the first of {', '.join(USUAL_HARDWARE)} with room for {what}"
             break
-    warnings.append(f"no hardware given, so assumed {text}: {why} ({weights_bytes / 1e9:.3g} GB)")
+    warnings.append(f"no hardware given, so assumed {text}: {why} ({needed_bytes / 1e9:.3g} GB)")
     return hardware
 
 
-def _weights_bytes(model: ModelSpec) -> float:
+def _needed_bytes(model: ModelSpec, job: Workload | None) -> tuple[str, float]:
+    """What has to stay in memory whatever else does, in words and in bytes."""
     # The one look upwards: hardware that is assumed has to hold what it is assumed for.
     from worthit.cost.params import count_params
 
     params = count_params(model)
     n_tables = params.embedding * (1 if model.has_tied_embeddings else 2)
-    precision = model.precision
-    return (
-        n_tables * format_of(precision.embeddings).bytes
-        + max(params.total - n_tables, 0) * format_of(precision.weights).bytes
-    )
+    tables_bytes = n_tables * format_of(model.precision.embeddings).bytes
+    inside_bytes = max(params.total - n_tables, 0) * format_of(model.precision.weights).bytes
+    weights_bytes = tables_bytes + inside_bytes
+    if not isinstance(job, Training):
+        return "the weights", weights_bytes
+    states_bytes = params.total * Runtime().optimizer_bytes_per_param
+    return "weights, gradients and optimizer states", 2 * weights_bytes + states_bytes
 
 
 def _check_layout(model: ModelSpec, hardware: Hardware) -> None:

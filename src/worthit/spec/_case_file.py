@@ -15,9 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from worthit.errors import CaseError, SpecError
-from worthit.spec._build import build_case, parse_hardware, usual_case
+from worthit.spec._build import CHOICES, build_case, check_choices, parse_hardware, usual_case
 from worthit.spec._problems import Problems, located
-from worthit.spec._shipped import load_device, load_preset, load_workload, workload_fields
+from worthit.spec._shipped import (
+    load_device,
+    load_preset,
+    load_workload,
+    preset_names,
+    workload_fields,
+)
 from worthit.spec.case import (
     Case,
     Data,
@@ -136,7 +142,8 @@ def _parse_toml(text: str, path: Path) -> Any:
 
 
 def _plain_message(message: str) -> str:
-    return message[:1].lower() + message[1:].replace("Expecting", "expected").removesuffix(".")
+    message = message.replace("Expecting", "Expected")
+    return message[:1].lower() + message[1:].removesuffix(".")
 
 
 # --- data to a case ----------------------------------------------------------------------------
@@ -172,8 +179,10 @@ def _read_case(data: Mapping[str, Any], *, folder: Path, where: str, flags: dict
         with found:
             base = from_json(usual_case(model).get("runtime", {}) if model else {}, Runtime)
             parts["runtime"] = _changed(base, data["runtime"], Runtime, ("runtime",))
-    parts |= {key: data[key] for key in ("stage", "goal", "max_adoption") if data.get(key)}
+    parts |= {key: data[key] for key in CHOICES if data.get(key) is not None}
     if model is None:
+        with found:
+            check_choices(**{key: data.get(key) for key in CHOICES})
         found.raise_any(where)
     assert model is not None
     # Parts found wrong are absent from here on, and what stands in for them is never wrong: one
@@ -323,6 +332,8 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _resolve(text: str) -> ModelSpec:
+    if text in preset_names():
+        return load_preset(text)
     from worthit.spec.resolve import resolve_model
 
     return resolve_model(text)

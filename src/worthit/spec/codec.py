@@ -24,6 +24,8 @@ from worthit.errors import InputError, SpecError, nearest, problem
 from worthit.spec.case import Serving, Training
 from worthit.spec.model import FFN_NAMES, MIXER_NAMES, Layer
 
+__all__ = ["from_json", "from_trusted", "to_json"]
+
 T = TypeVar("T")
 Path = tuple[str | int, ...]
 
