@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from worthit.cost.evaluate import Cost, evaluate
+from worthit.cost.layout import choose
 from worthit.cost.points import Points, neighbourhood
 from worthit.errors import CaseError, NotApplicable
 from worthit.judge.bottleneck import TITLES, BoundBy, bottlenecks
@@ -180,6 +181,8 @@ def judge_case(
             case = added.apply(case)
         except NotApplicable as error:
             raise CaseError(f"--with {name}: {error}") from None
+    # With the layout decided, splitting over devices is in place and can be judged too.
+    case = choose(case)
     chosen = select(only)
     points = neighbourhood(case)
     base = evaluate(case, points)

@@ -66,8 +66,8 @@ def _absent(v: Verdict, base: Cost) -> str:
         first = f"Below {percent(FLOOR)} there is nothing to relieve"
     elif p.ratio < (1 - THRESHOLD) and 1 / p.ratio > 1.05 * v.ceiling:
         first = (
-            f"The {speedup(p.ratio)} that it would give comes from fewer or cheaper operations, not "
-            "from the bottleneck it was made for"
+            f"The {speedup(p.ratio)} that it would give comes from fewer or cheaper operations, "
+            "not from the bottleneck it was made for"
         )
     else:
         first = f"Even for free it could win at most {max(v.ceiling, 1):.3g}x"
