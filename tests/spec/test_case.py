@@ -358,20 +358,44 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
     assert (serving(case).prompt, serving(case).concurrency) == (4000, 3)
 
 
-def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "max_position_embeddings": 2048,
+}
 
-    def resolve(text: str) -> ModelSpec:
-        asked.append(text)
-        return LLAMA
 
-    monkeypatch.setattr(_case_file, "_resolve", resolve)
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "a.toml").write_text('hardware = "h100"\n[model]\npath = "config.json"\n')
-    (tmp_path / "b.toml").write_text('hardware = "h100"\nmodel = "config.json"\n')
-    for name in ("a.toml", "b.toml"):
-        assert load_case(tmp_path / name).model == LLAMA
-    assert asked == [str(tmp_path / "config.json")] * 2
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    table, line = tmp_path / "table.toml", tmp_path / "line.toml"
+    table.write_text('hardware = "h100"\n[model]\npath = "config.json"\ncontext_len = 4096\n')
+    line.write_text('hardware = "h100"\nmodel = "config.json"\n')
+    assert load_case(line).model.d_model == 64
+    assert load_case(table).model == replace(load_case(line).model, context_len=4096)
+
+
+def test_a_path_that_is_none_says_which(tmp_path: Path) -> None:
+    (tmp_path / "case.toml").write_text('[model]\npath = "none.json"\n')
+    with pytest.raises(InputError, match=r"case\.toml: model\.path: .*none\.json: no such file"):
+        load_case(tmp_path / "case.toml")
+
+
+def test_a_config_is_judged_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert find_case(str(tmp_path / "config.json"), on="h100").model.n_layers == 2
+
+
+def test_what_is_strange_about_a_models_files_reaches_the_case(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_case_file, "_resolve", lambda text: (LLAMA, ("a shard is missing",)))
+    assert find_case("somewhere", on="h100", workload="rag").warnings == ("a shard is missing",)
+    data = {"model": "somewhere", "hardware": "h100", "workload": "rag"}
+    assert load_case(data).warnings == ("a shard is missing",)
 
 
 def test_a_target_is_a_case_or_a_model(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def find_case(target: str, **flags: Any) -> Case:
         data = _parse(path)
         if isinstance(data, dict) and "model" in data and "model_type" not in data:
             return load_case(path, **flags)
-    return build_case(_resolve(target), **_given(flags))
+    model, warnings = _resolve(target)
+    return _with_warnings(build_case(model, **_given(flags)), warnings)
 
 
 def load_case(source: str | os.PathLike[str] | Mapping[str, Any], **flags: Any) -> Case:
@@ -170,7 +171,8 @@ def _read_case(data: Mapping[str, Any], *, folder: Path, where: str, flags: dict
 
     model: ModelSpec | None = None
     with found:
-        model = _model(data.get("model"), folder, name)
+        model, strange = _model(data.get("model"), folder, name)
+        warnings = (*warnings, *strange)
     parts: dict[str, Any] = {}
     for key, read in (("workload", _workload), ("hardware", _hardware), ("data", _data)):
         with found:
@@ -199,7 +201,8 @@ def _with_warnings(case: Case, stated: tuple[str, ...]) -> Case:
     return replace(case, warnings=tuple(dict.fromkeys((*stated, *case.warnings))))
 
 
-def _model(data: Any, folder: Path, name: str) -> ModelSpec:
+def _model(data: Any, folder: Path, name: str) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The model of a case, and warnings about where it came from."""
     if data is None:
         raise CaseError(
             'model: missing; write model = "llama-3.1-8b", or a [model] table with preset, path '
@@ -215,15 +218,12 @@ def _model(data: Any, folder: Path, name: str) -> ModelSpec:
             raise CaseError("model: give preset or path, got both")
         text = _text(data, "path", "model.")
         with located("model.path"):
-            base = _resolve(str(folder / Path(text).expanduser()))
+            base, warnings = _resolve(str(folder / Path(text).expanduser()))
         rest = {key: value for key, value in data.items() if key != "path"}
-        return _changed(base, rest, ModelSpec, ("model",))
-    return _from_preset(
-        {"name": name or "model", **data} if "preset" not in data else data,
-        load_preset,
-        ModelSpec,
-        ("model",),
-    )
+        return _changed(base, rest, ModelSpec, ("model",)), warnings
+    if "preset" not in data:
+        data = {"name": name or "model", **data}
+    return _from_preset(data, load_preset, ModelSpec, ("model",)), ()
 
 
 def _workload(data: Any) -> dict[str, Any]:
@@ -331,12 +331,14 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _resolve(text: str) -> ModelSpec:
+def _resolve(text: str) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The model that `text` names, and what is strange about its files."""
     if text in preset_names():
-        return load_preset(text)
-    from worthit.spec.resolve import resolve_model
+        return load_preset(text), ()
+    from worthit.spec.resolve import resolve
 
-    return resolve_model(text)
+    found = resolve(text)
+    return found.model, found.warnings
 
 
 def _require_table(data: Any, where: str) -> None:
