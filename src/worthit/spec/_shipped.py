@@ -139,7 +139,7 @@ def _entry(folder: str, name: str, kind: str, known: Any) -> dict[str, Any]:
     if _STEM.fullmatch(stem):
         try:
             return _read(HOME / folder / f"{stem}.json")
-        except FileNotFoundError:
+        except OSError:  # no such file, or a name longer than a file's can be
             pass
     for entry in _entries(folder):
         if stem in (alias.lower() for alias in entry.get("aliases", ())):
