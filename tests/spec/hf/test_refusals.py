@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from worthit.errors import SpecError, UnknownName
 from worthit.spec.hf import from_config
@@ -75,6 +77,18 @@ ONE_PROBLEM: dict[str, tuple[Config, str]] = {
         LLAMA | {"intermediate_size": 96.5},
         "intermediate_size: must be a positive whole number, got 96.5",
     ),
+    "beyond any model": (
+        LLAMA | {"vocab_size": 10**12},
+        "vocab_size: must be at most 1,000,000,000, got 1000000000000",
+    ),
+    "layers beyond any model": (
+        LLAMA | {"num_hidden_layers": 200_000},
+        "num_hidden_layers: must be at most 10,000, got 200000",
+    ),
+    "rope factors": (
+        LLAMA | {"rope_scaling": {"type": "longrope", "factor": 2.0, "long_factor": [1, "x"]}},
+        "rope_scaling.long_factor: must be a list of numbers, got [1, 'x']",
+    ),
     "text for a switch": (
         LLAMA | {"attention_bias": "yes"},
         "attention_bias: must be true or false, got 'yes'",
@@ -95,7 +109,7 @@ ONE_PROBLEM: dict[str, tuple[Config, str]] = {
     ),
     "odd rotation": (
         QWEN3 | {"head_dim": 7},
-        "head_dim: must rotate an even number of a head's 7 channels, got 7",
+        "head_dim: must rotate an even number of a head's 7 channels, got 8",
     ),
     "too many experts used": (
         MIXTRAL | {"num_experts_per_tok": 5},
@@ -304,3 +318,34 @@ def test_switched_off_features_and_bookkeeping_change_nothing() -> None:
         "transformers_version": "4.40.0",
     }
     assert from_config(LLAMA | extras) == from_config(LLAMA)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+ROPE = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+QUANTIZED = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+WHOLE = [
+    config | {"rope_scaling": ROPE, "quantization_config": QUANTIZED, "layer_types": None}
+    for config in (LLAMA, MIXTRAL, QWEN3, GEMMA3, DEEPSEEK)
+]
+
+
+@settings(max_examples=300)
+@given(data=st.data(), config=st.sampled_from(WHOLE), value=JSON)
+def test_any_value_anywhere_is_read_or_refused(
+    data: st.DataObject, config: Config, value: object
+) -> None:
+    key = data.draw(st.sampled_from(sorted(config)))
+    table = config[key]
+    if isinstance(table, dict) and data.draw(st.booleans()):
+        value = table | {data.draw(st.sampled_from(sorted(table))): value}
+    try:
+        model = from_config(config | {key: value})
+    except (SpecError, UnknownName):
+        return
+    assert model.n_layers >= 1

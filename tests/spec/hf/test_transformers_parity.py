@@ -363,14 +363,15 @@ def llama4_text(r: random.Random) -> Config:
     config |= flags(r, "attention_bias", "use_qk_norm", "attn_temperature_tuning")
     config |= some(
         r,
-        interleave_moe_layer_step=(1, 2),
-        moe_layers=([], [0]),
+        interleave_moe_layer_step=(1, 2, 3),
         no_rope_layer_interval=(2, 3),
         no_rope_layers=([], [r.randint(0, 1) for _ in range(n_layers)]),
         attention_chunk_size=(4, 9),
         tie_word_embeddings=(True, False),
         floor_scale=(4096,),
     )
+    if r.random() < 0.25:
+        config["moe_layers"] = r.choice([[], [0]])
     return config | layer_types(r, n_layers, "chunked_attention")
 
 

@@ -8,6 +8,7 @@ may not be. All problems of one file are reported together.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 # Share of letters in order above which a key reads as a slip of another, not as one of its own.
 TYPO_CUTOFF = 0.8
+
+# No size of a model comes near it; beyond, a file is wrong and would only be slow to read.
+MAX_SIZE = 10**9
 
 # Keys that change no shape, no cache and no arithmetic: training, generation, bookkeeping.
 _HARMLESS = re.compile(
@@ -67,8 +71,15 @@ class Fields:
         """Whether `name` is there and not null; it counts as read."""
         return self.get(name) is not None
 
-    def size(self, name: str, *aliases: str, default: int | None = None, at_least: int = 1) -> int:
-        """A whole number of at least `at_least`; otherwise a problem is recorded, 1 returned."""
+    def size(
+        self,
+        name: str,
+        *aliases: str,
+        default: int | None = None,
+        at_least: int = 1,
+        at_most: int = MAX_SIZE,
+    ) -> int:
+        """A whole number within the bounds; otherwise a problem is recorded, 1 returned."""
         value = self.get(name, default, *aliases)
         if value is None:
             self._refuse(name, "missing; this model type needs it")
@@ -79,6 +90,9 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             kind = {0: "a whole number, zero or more", 1: "a positive whole number"}[at_least]
             self._refuse(self._found(name, *aliases), f"must be {kind}, got {value!r}")
+            return 1
+        if value > at_most:
+            self._refuse(self._found(name, *aliases), f"must be at most {at_most:,}, got {value}")
             return 1
         return value
 
@@ -94,7 +108,8 @@ class Fields:
         if value is None:
             self._refuse(name, "missing; this model type needs it")
             return 1.0
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not value > 0 or not math.isfinite(value):
             self._refuse(name, f"must be a positive number, got {value!r}")
             return 1.0
         return float(value)
@@ -104,6 +119,14 @@ class Fields:
         if self.has(name):
             return self.number(name)
         return None if name in self.config else absent
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of numbers, empty where absent."""
+        value = self.get(name, [])
+        if not isinstance(value, list) or any(type(x) not in (int, float) for x in value):
+            self._refuse(name, f"must be a list of numbers, got {_short(value)}")
+            return ()
+        return tuple(float(x) for x in value)
 
     def flag(self, name: str, default: bool, *aliases: str) -> bool:
         """A truth value."""

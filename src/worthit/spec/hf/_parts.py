@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worthit.spec.hf._fields import Fields
+from worthit.spec.hf._fields import MAX_SIZE, Fields
 from worthit.spec.model import (
     Activation,
     Attention,
@@ -22,6 +23,9 @@ from worthit.spec.model import (
     PositionScaling,
     ScalingKind,
 )
+
+# Every layer becomes an entry of the spec: a slip of a few digits must not fill the memory.
+MAX_LAYERS = 10_000
 
 ACTIVATION_NAMES: dict[str, Activation] = {
     "relu": "relu",
@@ -91,7 +95,7 @@ class Decoder:
         self.fields = fields
         self._names = names or {}
         self.d_model = self._size("hidden_size")
-        self.n_layers = self._size("num_hidden_layers", default=n_layers)
+        self.n_layers = self._size("num_hidden_layers", default=n_layers, at_most=MAX_LAYERS)
         self.vocab_size = self._size("vocab_size")
         self.context_len = self._size("max_position_embeddings", default=context_len)
         self.n_heads = self._size("num_attention_heads")
@@ -115,8 +119,9 @@ class Decoder:
             )
             self.context_len = self.rotary.context_len
 
-    def _size(self, name: str, *, default: int | None = None) -> int:
-        return self.fields.size(*self._names.get(name, (name,)), default=default)
+    def _size(self, name: str, *, default: int | None = None, at_most: int = MAX_SIZE) -> int:
+        names = self._names.get(name, (name,))
+        return self.fields.size(*names, default=default, at_most=at_most)
 
     def _derived_head_dim(self) -> int:
         heads, width = (
@@ -139,8 +144,9 @@ class Decoder:
 
     def _rotary_dim(self, fraction: float) -> int:
         """Rotated channels of a head: they come in pairs."""
-        rotary_dim = int(self.head_dim * fraction)
-        if not 0 < rotary_dim <= self.head_dim or rotary_dim % 2:
+        # An odd share is rounded up: the reference's tables hold one angle a pair.
+        rotary_dim = 2 * math.ceil(int(self.head_dim * fraction) / 2)
+        if not 0 < rotary_dim <= self.head_dim:
             self.fields.inconsistent(
                 "head_dim" if fraction == 1 else "partial_rotary_factor",
                 f"must rotate an even number of a head's {self.head_dim} channels, "
@@ -313,8 +319,8 @@ def _scaling(fields: Fields, table: Fields, context_len: int) -> PositionScaling
         mscale_all_dim=table.optional_number("mscale_all_dim"),
         low_freq_factor=table.number("low_freq_factor", 1.0),
         high_freq_factor=table.number("high_freq_factor", 4.0),
-        short_factors=tuple(table.get("short_factor", ())),
-        long_factors=tuple(table.get("long_factor", ())),
+        short_factors=table.numbers("short_factor"),
+        long_factors=table.numbers("long_factor"),
     )
 
 

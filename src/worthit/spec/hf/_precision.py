@@ -37,7 +37,7 @@ def _quantized(fields: Fields, table: Fields) -> str:
         block = config.get("weight_block_size")
         if block is None:
             return "fp8"
-        if list(block) == [128, 128]:
+        if block == [128, 128]:
             return "fp8-block"
         return _refuse(fields, "weight_block_size", block, "[128, 128]")
     if method == "mxfp4":
@@ -71,7 +71,8 @@ def _integer(fields: Fields, bits: Any, group: Any) -> str:
 
 def _compressed(fields: Fields, config: Any) -> str:
     groups = config.get("config_groups")
-    schemes = [g.get("weights") for g in groups.values()] if isinstance(groups, dict) else []
+    found = groups.values() if isinstance(groups, dict) else []
+    schemes = [group.get("weights") for group in found if isinstance(group, dict)]
     if len(schemes) != 1 or not isinstance(schemes[0], dict):
         return _refuse(fields, "config_groups", groups, "one group with `weights`")
     scheme = schemes[0]
