@@ -1,0 +1,137 @@
+"""What the terminal can show: width, colour, glyphs; and text laid out for it.
+
+Plain strings with ANSI codes around them: a table needs no library, and starting stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# Columns where stdout is a file or a pipe and nothing says otherwise.
+PIPED_COLUMNS = 100
+WIDEST = 160
+NARROWEST = 40
+
+_CODES = {"bold": "1", "dim": "2", "green": "32", "yellow": "33", "red": "31", "cyan": "36"}
+# What stands for a glyph where the encoding has none.
+_ASCII = {
+    "▲": "^",
+    "△": "^",
+    "◆": "~",
+    "■": "x",
+    "█": "#",
+    "▌": "#",
+    "░": ".",
+    "·": "|",
+    "…": "...",
+    "→": "->",
+    "│": "|",
+    "▼": "v",
+    "×": "x",
+    "≥": ">=",
+    "≤": "<=",
+    "–": "-",
+    "—": "-",
+}
+_PLAIN = str.maketrans(_ASCII)
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where text goes, and what it can carry."""
+
+    width: int = PIPED_COLUMNS
+    has_color: bool = False
+    has_glyphs: bool = True
+
+    def paint(self, text: str, *styles: str) -> str:
+        """`text` in colour, where there is colour."""
+        if not self.has_color or not styles or not text:
+            return text
+        return f"\x1b[{';'.join(_CODES[s] for s in styles)}m{text}\x1b[0m"
+
+    def plain(self, text: str) -> str:
+        """`text` with glyphs that the terminal has."""
+        return text if self.has_glyphs else text.translate(_PLAIN)
+
+    def wrap(self, text: str, *, indent: int = 0, width: int | None = None) -> list[str]:
+        """Lines of `text` within the width, each indented; long words are left whole."""
+        room = max((self.width if width is None else width) - indent, 20)
+        lines = textwrap.wrap(
+            self.plain(text), room, break_long_words=False, break_on_hyphens=False
+        )
+        return [" " * indent + line for line in lines]
+
+    def bar(self, share: float, cells: int) -> str:
+        """A bar of `cells` for a share between 0 and 1; half cells where there are glyphs."""
+        halves = round(2 * cells * min(max(share, 0.0), 1.0))
+        halves = max(halves, 1) if share > 0 else 0
+        full, half = divmod(halves, 2)
+        text = "█" * full + ("▌" if half else "")
+        return self.plain(text.ljust(cells, "░"))
+
+
+def of_stdout() -> Terminal:
+    """The terminal that stdout is, honouring COLUMNS, NO_COLOR and TERM."""
+    is_tty = sys.stdout.isatty()
+    columns = shutil.get_terminal_size((PIPED_COLUMNS, 24)).columns
+    return Terminal(
+        width=max(min(columns, WIDEST), NARROWEST),
+        has_color=is_tty
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "") not in ("dumb", ""),
+        has_glyphs=_encodes("".join(_ASCII), sys.stdout.encoding),
+    )
+
+
+def _encodes(text: str, encoding: str | None) -> bool:
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print result lines; a character that the encoding lacks becomes a question mark."""
+    text = "\n".join(line.rstrip() for line in lines)
+    try:
+        print(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        print(text.encode(encoding, "replace").decode(encoding))
+
+
+def show_json(record: Any) -> None:
+    """Print a record as JSON and nothing else; what is infinite has no number and becomes null."""
+    import json
+
+    print(json.dumps(finite(record), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def finite(record: Any) -> Any:
+    """`record` with infinities and NaN as null: JSON has neither."""
+    if isinstance(record, dict):
+        return {key: finite(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [finite(value) for value in record]
+    if isinstance(record, float) and (record != record or record in (float("inf"), -float("inf"))):
+        return None
+    return record
+
+
+def note(text: str) -> None:
+    """A warning or hint, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """What was assumed, and what is odd though possible, on stderr."""
+    for warning in warnings:
+        note(f"note: {warning}")

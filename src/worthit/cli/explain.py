@@ -1,0 +1,52 @@
+"""`worthit explain`: one technique, and what it would do for a case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from worthit.cli import _terminal
+from worthit.cli._case import CASE_FLAGS, Name, case_options, read_case
+from worthit.errors import InputError
+
+
+@click.command("explain")
+@click.argument("name", metavar="TECHNIQUE", type=Name("technique", "TECHNIQUE"))
+@click.option(
+    "--for",
+    "target",
+    type=Name("model", "MODEL|CASE", is_path=True),
+    help="Judge it on this case, with every number.",
+)
+@case_options(required=False)
+@click.option(
+    "--lang", type=click.Choice(("en", "es")), default="en", help="Language of the orientation."
+)
+@click.option("--json", "is_json", is_flag=True, help="Print the record of worthit.explain(...).")
+def command(name: str, target: str | None, lang: str, is_json: bool, **flags: Any) -> None:
+    """Explain a technique, and what it would do for a case.
+
+    \b
+    worthit explain gqa
+    worthit explain kv-quantization --for llama-3.1-8b --on h100 --prompt 8k --concurrency 32
+    """
+    stated = [name for name in CASE_FLAGS if flags[name] is not None]
+    if target is None and stated:
+        raise InputError(
+            f"--{stated[0].replace('_', '-')} describes a case and there is none; add --for MODEL"
+        )
+    from worthit.cli._explain_text import explain_lines
+    from worthit.judge.judge import judge_case
+    from worthit.report.records import explain
+    from worthit.techniques import technique
+
+    t = technique(name)
+    judgement = None
+    if target is not None:
+        judgement = judge_case(read_case(target, flags), only=[name])
+        _terminal.warn(judgement.case.warnings)
+    if is_json:
+        _terminal.show_json(explain(t, judgement))
+        return
+    _terminal.show(explain_lines(t, judgement, _terminal.of_stdout(), lang=lang))

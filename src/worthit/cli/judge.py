@@ -1,0 +1,84 @@
+"""`worthit judge`: every technique on one case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from worthit.cli import _terminal
+from worthit.cli._case import Name, case_options, read_case, split_names
+
+
+@click.command("judge")
+@case_options()
+@click.option(
+    "--only",
+    multiple=True,
+    type=Name("technique or family", "ID|FAMILY"),
+    help="Judge these alone; repeat, or separate with commas.",
+)
+@click.option(
+    "--with",
+    "on_top_of",
+    multiple=True,
+    type=Name("technique", "ID,ID"),
+    help="Apply these first, in this order, and judge what they leave.",
+)
+@click.option("--all", "is_full", is_flag=True, help="Every row in full, not applicable ones too.")
+@click.option("--html", "page", metavar="FILE", help="Also write the report, one offline page.")
+@click.option("--json", "is_json", is_flag=True, help="Print the record of worthit.judge(case).")
+@click.option(
+    "--lang", type=click.Choice(("en", "es")), default="en", help="Language of headings and page."
+)
+def command(
+    target: str,
+    only: tuple[str, ...],
+    on_top_of: tuple[str, ...],
+    is_full: bool,
+    page: str | None,
+    is_json: bool,
+    lang: str,
+    **flags: Any,
+) -> None:
+    """Judge every technique on a case: apply, defer or never, and why.
+
+    MODEL is a preset (worthit list models), a config.json, a checkpoint folder, a .gguf file or a
+    model of the local hub cache; CASE.toml is a case in full. Sizes may be written 4k, 1e11, 15T.
+
+    \b
+    worthit judge grammar-tutor
+    worthit judge llama-3.1-70b --on h100:8 --prompt 4000 --output 500 --concurrency 64
+    worthit judge llama-3.1-8b --on h100:8 --train-tokens 100G --seq 8192 --batch-tokens 1M
+    """
+    case = read_case(target, flags)
+    if page is not None:
+        from worthit.report.write import check_target
+
+        check_target(page)
+    from worthit.judge.judge import judge_case
+
+    judgement = judge_case(case, only=split_names(only), on_top_of=split_names(on_top_of))
+    _terminal.warn(judgement.case.warnings)
+    if page is not None:
+        from worthit.report.write import write_page
+
+        size = write_page(judgement, page, command=_command_line(), lang=lang)
+        _terminal.note(f"wrote {page} ({size / 1e3:.0f} kB, opens offline)")
+    if is_json:
+        _terminal.show_json(judgement.to_json())
+        return
+    from worthit.cli._judge_table import footer_hints, judgement_lines
+
+    terminal = _terminal.of_stdout()
+    _terminal.show(judgement_lines(judgement, terminal, is_full=is_full, lang=lang))
+    for hint in footer_hints(judgement, target, is_full=is_full, lang=lang):
+        _terminal.note(hint)
+
+
+def _command_line() -> str:
+    """What was typed, quoted so that a shell reads it again."""
+    import shlex
+    import sys
+
+    return shlex.join(["worthit", *sys.argv[1:]])

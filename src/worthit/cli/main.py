@@ -1,0 +1,78 @@
+"""The `worthit` command: run a verb, and turn whatever happens into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+# Threads of the BLAS that NumPy loads cost tens of milliseconds to start; no verb here needs them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+BUG = 1
+INTERRUPTED = 130
+# What a shell reports for a program whose reader went away: 128 + SIGPIPE.
+NO_READER = 141
+
+
+def main() -> NoReturn:
+    """The console script."""
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _without_reader()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `worthit ARGUMENTS` and return the exit code; nothing but an interpreter error escapes.
+
+    Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 3 something is missing here,
+    4 a measurement was inconclusive, 130 interrupted.
+    """
+    import click
+
+    from worthit.cli._group import cli
+    from worthit.errors import WorthitError
+
+    try:
+        code = cli.main(args=list(arguments), prog_name="worthit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "worthit"
+        _say(f"{error.format_message()}\nSee: {where} --help")
+        return error.exit_code
+    except click.ClickException as error:
+        _say(error.format_message())
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return INTERRUPTED
+    except WorthitError as error:
+        _say(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        return _without_reader()
+    except MemoryError:
+        _say("out of memory on this machine")
+        return BUG
+    except Exception as error:
+        if os.environ.get("WORTHIT_DEBUG"):
+            raise
+        _say(
+            f"this is a bug in worthit, please report it: {type(error).__name__}: "
+            f"{' '.join(str(error).split())} (WORTHIT_DEBUG=1 shows where)"
+        )
+        return BUG
+
+
+def _say(message: str) -> None:
+    print(f"worthit: {message}", file=sys.stderr)
+
+
+def _without_reader() -> int:
+    # Python flushes stdout once more on its way out: give it somewhere to write.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NO_READER
