@@ -99,3 +99,58 @@ def test_every_model_type_has_a_preset() -> None:
     texts = [config.get("text_config", {}) for config in configs]
     types = {config.get("model_type") for config in configs + texts}
     assert set(known_model_types()) <= types
+
+
+@pytest.mark.parametrize(
+    ("name", "context_len"),
+    [
+        # As the model cards state them: some files give the context after scaling, ...
+        ("llama-3.1-8b", 131_072),
+        ("llama-3.2-1b", 131_072),
+        ("deepseek-v3", 163_840),
+        ("gpt-oss-20b", 131_072),
+        ("gemma-3-27b", 131_072),
+        ("phi-3-mini-128k", 131_072),
+        ("mistral-7b", 32_768),
+    ],
+)
+def test_stated_contexts(name: str, context_len: int) -> None:
+    assert from_config(preset(name)["config"]).context_len == context_len
+
+
+def test_context_before_scaling_is_stretched() -> None:
+    # ... others the one before it: the Qwen 2.5 card's own setting for 128K.
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    config = preset("qwen2.5-7b")["config"]
+    config |= {"max_position_embeddings": 32_768, "rope_scaling": yarn}
+    assert from_config(config).context_len == 131_072
+
+
+def test_gemma_3_keeps_two_kinds_of_positions() -> None:
+    model = from_config(preset("gemma-3-27b")["config"])
+    assert (model.position.rope_theta, model.position.scaling.factor) == (1e6, 8.0)
+    local, spread = model.layers[0].mixers[0], model.layers[5].mixers[0]
+    assert (local.window, local.position.rope_theta, local.position.scaling) == (1024, 1e4, None)
+    assert (spread.window, spread.position) == (None, None)
+    # query_pre_attn_scalar of the 27B alone differs from its head size.
+    assert local.scale == pytest.approx(168**-0.5)
+    assert model.embedding_scale == pytest.approx(5376**0.5)
+
+
+def test_deepseek_v3_moves_yarns_temperature_into_the_scale() -> None:
+    model = from_config(preset("deepseek-v3")["config"])
+    mla, moe = model.layers[-1].mixers[0], model.layers[-1].ffn
+    # mscale = 0.1 ln 40 + 1, squared (DeepSeek-V3's inference code); queries of 128 + 64.
+    assert mla.scale == pytest.approx(1.3688879454**2 / 192**0.5)
+    assert (moe.score, moe.n_groups, moe.n_groups_per_token, moe.weight_scale) == (
+        "sigmoid",
+        8,
+        4,
+        2.5,
+    )
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-405b", "gemma-3-27b", "llama-4-maverick"])
+def test_equal_layers_are_one_object(name: str) -> None:
+    model = from_config(preset(name)["config"])
+    assert len({id(layer) for layer in model.layers}) == len(set(model.layers)) <= 4
