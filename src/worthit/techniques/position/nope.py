@@ -15,7 +15,7 @@ from worthit.errors import NotApplicable
 from worthit.spec.case import Case
 from worthit.spec.model import Attention, LatentAttention, Layer, Mixer, Position
 from worthit.techniques._change import change_layers, map_attention
-from worthit.techniques._mixers import Softmax, has_mixer
+from worthit.techniques._mixers import Softmax
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.position._positions import (
     KAZEMNEJAD_2023,

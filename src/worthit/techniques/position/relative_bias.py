@@ -9,8 +9,6 @@ Costs: training anew; a bias matrix that fast attention kernels may not take.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from worthit.spec.case import Case
 from worthit.spec.model import Position
 from worthit.techniques._record import Evidence, Source, Technique
