@@ -72,8 +72,9 @@ def weight_bytes(
     tables = params.total - _inside(model)
     dense = _inside(model) - experts
     size = format_of(model.precision.weights).bytes
+    expert_size = format_of(model.precision.of_experts).bytes
     table_size = format_of(model.precision.embeddings).bytes
-    inside = (dense + experts / split.expert) * size * width**2 * depth
+    inside = (dense * size + experts / split.expert * expert_size) * width**2 * depth
     return (inside / split.pipeline + tables * table_size * width) / split.tensor
 
 
@@ -186,7 +187,7 @@ def training_activation_bytes(
     width: Number = 1.0,
     depth: Number = 1.0,
 ) -> Number:
-    """Bytes kept for the backward pass of one micro-batch of `tokens`.
+    """Bytes kept for the backward pass of one micro-batch of `tokens`, logits aside.
 
     Tensor by tensor: inputs of every product and of every non-linearity. `full` recomputation keeps
     each layer's input only; `selective` recomputes scores, norms and activations and keeps the
@@ -212,9 +213,16 @@ def training_activation_bytes(
                 per_token = per_token + inner / split.tensor
         loops = 1 if model.is_equilibrium else layer.n_loops
         total = total + n * depth * loops * layer.token_fraction * per_token
-    # Logits, their softmax and gradient in fp32 are what small models drown in.
-    logits = tokens * model.vocab_size * (size + 4.0) / split.tensor
-    return total * tokens * size / split.pipeline / split.context + logits / split.context
+    return total * tokens * size / split.pipeline / split.context
+
+
+def logits_bytes(model: ModelSpec, split: Split, *, tokens: Number) -> Number:
+    """Bytes of one micro-batch's logits and of their gradient, which is kept in fp32.
+
+    Small models drown in them. They live on the last pipeline stage, for one micro-batch at a time.
+    """
+    size = format_of(model.precision.activations).bytes
+    return tokens * model.vocab_size * (size + 4.0) / split.tensor / split.context
 
 
 @singledispatch

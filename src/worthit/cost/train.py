@@ -14,7 +14,12 @@ import numpy as np
 from worthit.cost.base import CaseCost
 from worthit.cost.clock import LINK_EFFICIENCY, Array, Bools, PassTime, spread
 from worthit.cost.ledger import Pass, build
-from worthit.cost.memory import GRADIENT_BYTES, training_activation_bytes, training_state
+from worthit.cost.memory import (
+    GRADIENT_BYTES,
+    logits_bytes,
+    training_activation_bytes,
+    training_state,
+)
 from worthit.cost.points import Points
 from worthit.cost.serve import alone, total_flops
 from worthit.spec.case import Case, Range, Training
@@ -72,8 +77,11 @@ class TrainCost(CaseCost):
             width=p.width,
             depth=p.depth,
         )
-        # One forward, one backward: the first stage holds as many micro-batches as stages.
-        return spread(one * np.minimum(self.degrees.pipeline, self.micro_steps), p.n)
+        # One forward, one backward: the first stage holds as many micro-batches as there are stages,
+        # the last one holds one, and its logits.
+        first = one * np.minimum(self.degrees.pipeline, self.micro_steps)
+        last = one + logits_bytes(self.model, self.split, tokens=self.micro_tokens)
+        return spread(np.maximum(first, last), p.n)
 
     @cached_property
     def total_bytes(self) -> Array:
@@ -94,14 +102,14 @@ class TrainCost(CaseCost):
         p, d = self.points, self.degrees
         return Pass(
             phase="train",
-            batch=self.micro_tokens / p.seq,
+            # Context parallelism deals out the tokens of a sequence: here, sequences of a batch.
+            batch=self.micro_tokens / p.seq / d.context,
             new=p.seq,
             past=0.0,
             width=p.width,
             depth=p.depth,
             tensor=d.tensor,
             expert=d.expert,
-            context=d.context,
             is_fused=self.runtime.attention == "fused",
             is_compiled=self.is_compiled,
             precision=self.model.precision,
@@ -114,7 +122,7 @@ class TrainCost(CaseCost):
         p = self.forward()
         time = self.time(build(self.model, p), p)
         recomputed = RECOMPUTED[self.runtime.recompute]
-        return time.scaled((1.0 + BACKWARD_PASSES + recomputed) / d.pipeline / d.context)
+        return time.scaled((1.0 + BACKWARD_PASSES + recomputed) / d.pipeline)
 
     @cached_property
     def bubble(self) -> Array:
