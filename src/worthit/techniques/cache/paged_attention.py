@@ -65,7 +65,6 @@ TECHNIQUE = Technique(
             source=KWON_2023,
         ),
     ),
-    metric="memory_bytes",
     orientation={
         "en": "Nobody knows how long an answer will be, so an engine with contiguous caches "
         "reserves room for the longest. Paging borrows virtual memory from operating systems: the "

@@ -88,7 +88,6 @@ TECHNIQUE = Technique(
             source=BAI_2019,
         ),
     ),
-    metric="memory_bytes",
     orientation={
         "en": "Repeat one layer often enough and its output may stop changing. A deep equilibrium "
         "model defines its output as that fixed point, finds it with a root solver, and computes "

@@ -76,7 +76,6 @@ TECHNIQUE = Technique(
             source=BAE_2024,
         ),
     ),
-    metric="memory_bytes",
     orientation={
         "en": "A recursive transformer goes through the same block of layers two or three times "
         "instead of having as many blocks. Parameters, and all that training keeps for them, "
