@@ -11,7 +11,7 @@ from functools import singledispatch
 
 import numpy as np
 
-from worthit.cost.ledger import Number, Op, Pass, elementwise, matmul
+from worthit.cost.ledger import Number, Op, Pass, arithmetic, elementwise, matmul
 from worthit.spec.formats import format_of
 from worthit.spec.model import (
     S4,
@@ -347,10 +347,10 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
         name="experts",
         kernel="moe",
         flops=2.0 * routed * size,
-        weights=touched * size * format_of(p.precision.weights).bytes,
+        weights=touched * size * format_of(p.precision.of_experts).bytes,
         other=routed * (2 * d + 2 * width / p.tensor) * activation,
-        math=_expert_math(p),
-        storage=p.precision.weights,
+        math=arithmetic(p.precision.of_experts, p.precision.activations),
+        storage=p.precision.of_experts,
         launches=float(MOE_LAUNCHES),
     )
     sends = np.where(np.asarray(p.expert) > 1, 1.0, 0.0)
@@ -362,12 +362,6 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
     )
     if ffn.shared is not None:
         yield from ffn_ops(ffn.shared, d, p)
-
-
-def _expert_math(p: Pass) -> str:
-    from worthit.cost.ledger import arithmetic
-
-    return arithmetic(p.precision.weights, p.precision.activations)
 
 
 def distinct_experts(n_experts: Number, per_token: Number, tokens: Number) -> Number:

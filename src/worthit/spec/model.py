@@ -452,16 +452,23 @@ class EarlyExit:
 class Precision:
     """Number formats, by what they hold; see `worthit.spec.formats` for their bits.
 
-    `weights` are the layers' matrices; `embeddings` the embedding and output head; `activations`
+    `weights` are the layers' matrices, `experts` the routed experts' where they differ (gpt-oss);
+    `embeddings` the embedding and output head; `activations`
     what flows between operations, and with `weights` decides the arithmetic; `cache` keys, values
     and latents; `state` the recurrent states of SSM and linear-attention layers.
     """
 
     weights: str = "bf16"
+    experts: str | None = None
     embeddings: str = "bf16"
     activations: str = "bf16"
     cache: str = "bf16"
     state: str = "fp32"
+
+    @property
+    def of_experts(self) -> str:
+        """The format of the routed experts' matrices."""
+        return self.experts or self.weights
 
 
 @dataclass(frozen=True, kw_only=True)

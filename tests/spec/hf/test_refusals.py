@@ -274,7 +274,6 @@ def test_errors_of_a_composite_name_its_text_config() -> None:
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
             "fp8-block",
         ),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
             "int4-g128",
@@ -304,6 +303,13 @@ def test_weight_formats(config: Config, weights: str) -> None:
     assert precision.weights == weights
     if "quantization_config" in config:
         assert precision.embeddings == precision.cache == "bf16"
+
+
+def test_mxfp4_is_the_experts_format_alone() -> None:
+    table = {"quantization_config": {"quant_method": "mxfp4"}}
+    precision = from_config(LLAMA | table).precision
+    assert precision.weights == precision.embeddings == "bf16"
+    assert precision.of_experts == "mxfp4"
 
 
 def test_switched_off_features_and_bookkeeping_change_nothing() -> None:

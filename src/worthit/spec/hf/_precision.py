@@ -21,11 +21,17 @@ def precision(fields: Fields) -> Precision:
         fields.problem("torch_dtype", f"understood: {', '.join(_DTYPES)}; got {dtype!r}")
     plain = _DTYPES.get(name, "bf16")
     weights = plain
+    experts = None
     # Weights stored in fp32 are computed in it too, until someone converts them.
     table = fields.table("quantization_config")
     if table is not None:
         weights = _quantized(fields, table)
-    return Precision(weights=weights, embeddings=plain, activations=plain, cache=plain)
+    if weights == "mxfp4":
+        # OpenAI's files keep everything but the experts in 16 bits.
+        weights, experts = plain, "mxfp4"
+    return Precision(
+        weights=weights, experts=experts, embeddings=plain, activations=plain, cache=plain
+    )
 
 
 def _quantized(fields: Fields, table: Fields) -> str:

@@ -1,0 +1,1 @@
+"""Mixers that compare queries with keys, and their linear-time relatives."""

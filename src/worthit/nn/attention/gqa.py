@@ -1,0 +1,127 @@
+"""Grouped-query attention, and with it multi-head, multi-query, local and chunked attention.
+
+Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
+Checkpoints", arXiv:2305.13245, section 2.2.
+
+| paper | here |
+|---|---|
+| H query heads | `n_heads` |
+| G groups | `n_kv_heads`: 1 is multi-query, `n_heads` is multi-head attention |
+
+What varies between models around it is read from the spec: biases, QK-norm, rotary share, window,
+chunk, sinks, soft-capping, an output gate, multipliers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from worthit.nn.attention.core import attend, causal_mask
+from worthit.nn.cache import KVCache
+from worthit.nn.mixer import Mixer
+from worthit.nn.norm.qk_norm import QKNorm
+from worthit.nn.position import alibi
+from worthit.nn.position.rope import rotate, rotation
+from worthit.nn.tokens import Tokens
+from worthit.spec import model as spec
+
+
+class GroupedQueryAttention(Mixer):
+    """Softmax attention whose query heads share `n_kv_heads` key/value heads."""
+
+    def __init__(self, attention: spec.Attention, model: spec.ModelSpec) -> None:
+        super().__init__()
+        a, d = attention, model.d_model
+        self.spec = a
+        self.position = model.position if a.position is None else a.position
+        self.scale = a.head_dim**-0.5 if a.scale is None else a.scale
+        q, kv = a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim
+        self.q_proj = nn.Linear(d, q * (2 if a.has_output_gate else 1), bias=a.has_qkv_bias)
+        self.k_proj = nn.Linear(d, kv, bias=a.has_qkv_bias)
+        self.v_proj = nn.Linear(d, kv, bias=a.has_qkv_bias)
+        self.o_proj = nn.Linear(q, d, bias=a.has_out_bias)
+        self.qk_norm = None if a.qk_norm == "none" else QKNorm(a, model)
+        self.sinks = nn.Parameter(torch.zeros(a.n_heads)) if a.has_sinks else None
+
+    def new_cache(self) -> KVCache:
+        """Keys and values of all tokens, or of as many as can still be seen."""
+        return KVCache(self.spec.reach)
+
+    def forward(self, x: Tensor, tokens: Tokens, cache: KVCache | None = None) -> Tensor:
+        """`(batch, n, d_model)` to the same shape."""
+        a = self.spec
+        if a.in_scale != 1.0:
+            x = x * a.in_scale
+        q, gate = self.q_proj(x), None
+        if a.has_output_gate:
+            # Query and gate stand side by side within each head.
+            both = q.unflatten(-1, (a.n_heads, 2 * a.head_dim))
+            q, gate = both.chunk(2, dim=-1)
+            q, gate = q.flatten(-2), gate.flatten(-2)
+        k, v = self.k_proj(x), self.v_proj(x)
+        if a.qkv_clip is not None:
+            q, k, v = (t.clamp(-a.qkv_clip, a.qkv_clip) for t in (q, k, v))
+        if a.key_scale != 1.0:
+            k = k * a.key_scale
+        if self.qk_norm is not None and a.qk_norm == "full":
+            q, k = self.qk_norm(q, k)
+        q, k, v = (t.unflatten(-1, (-1, a.head_dim)).transpose(1, 2) for t in (q, k, v))
+        q, k = self._placed(q, k, tokens)
+        if cache is not None:
+            k, v = cache.append(k, v)
+
+        mask = causal_mask(tokens, k.shape[2], x.device, window=a.window, chunk=a.chunk)
+        is_local = a.window is not None and a.window < tokens.n
+        out = attend(
+            q,
+            k,
+            v,
+            scale=self.scale,
+            mask=mask,
+            is_causal=tokens.past == 0
+            and tokens.is_real is None
+            and a.chunk is None
+            and not is_local,
+            bias=self._bias(tokens, k.shape[2]),
+            softcap=a.logit_softcap,
+            sinks=self.sinks,
+        )
+        out = out.transpose(1, 2).flatten(-2)  # (batch, n, n_heads * head_dim)
+        if gate is not None:
+            out = out * torch.sigmoid(gate)
+        y: Tensor = self.o_proj(out)
+        return y if a.out_scale == 1.0 else y * a.out_scale
+
+    def _placed(self, q: Tensor, k: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Queries and keys normalised per head and turned by their positions."""
+        a = self.spec
+        per_head = None if a.qk_norm == "full" else self.qk_norm
+        if per_head is not None and not a.is_qk_norm_after_rope:
+            q, k = per_head(q, k)
+        if a.rotary_dim and not a.is_position_free and self.position.kind == "rope":
+            dim = a.rotary_dim
+            cos, sin = tokens.shared(
+                ("rotation", self.position, dim),
+                lambda: rotation(self.position, dim, tokens, q),
+            )
+            interleaved = self.position.is_interleaved
+            q = rotate(q, cos, sin, is_interleaved=interleaved)
+            k = rotate(k, cos, sin, is_interleaved=interleaved)
+        # Position-free layers of models that normalise after turning do not normalise (Llama 4).
+        if per_head is not None and a.is_qk_norm_after_rope and not a.is_position_free:
+            q, k = per_head(q, k)
+        if a.temperature is not None and a.is_position_free:
+            t = a.temperature
+            place = torch.floor((tokens.positions.float() + 1) / t.floor)
+            q = q * (1 + t.scale * torch.log1p(place))[:, None, :, None].to(q.dtype)
+        return q, k
+
+    def _bias(self, tokens: Tokens, n_keys: int) -> Tensor | None:
+        if self.position.kind != "alibi":
+            return None
+        n_heads = self.spec.n_heads
+        return tokens.shared(
+            ("alibi", n_heads, n_keys),
+            lambda: alibi.bias(n_heads, tokens.key_positions()[:, -n_keys:]),
+        )

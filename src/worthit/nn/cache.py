@@ -1,0 +1,193 @@
+"""What a model remembers between passes, one kind a mixer; each knows its exact bytes.
+
+- `KVCache`: keys and values of every token (or of the last `window`), per head.
+- `LatentCache`: MLA's latent and rotary key of every token.
+- `StateCache`: tensors of a fixed size, whatever the length: SSM, convolution, linear attention.
+
+A cache holds what has been seen; `nbytes` counts that, not the room reserved for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Room grows by at least this many tokens at a time, and by half of what is there.
+GROWTH_TOKENS = 64
+
+
+class GrowingTensor:
+    """A tensor that grows along dimension -2, in place while there is room."""
+
+    def __init__(self) -> None:
+        self._room: Tensor | None = None
+        self.length = 0
+
+    def append(self, new: Tensor) -> Tensor:
+        """Add `new` `(..., n, width)` and return everything, `(..., length, width)`."""
+        end = self.length + new.shape[-2]
+        if self._room is None or end > self._room.shape[-2]:
+            self._grow(new, end)
+        assert self._room is not None
+        self._room[..., self.length : end, :] = new
+        self.length = end
+        return self.value
+
+    def _grow(self, like: Tensor, end: int) -> None:
+        room = max(end + GROWTH_TOKENS, end + end // 2)
+        grown = like.new_empty((*like.shape[:-2], room, like.shape[-1]))
+        if self._room is not None:
+            grown[..., : self.length, :] = self.value
+        self._room = grown
+
+    @property
+    def value(self) -> Tensor:
+        """Everything appended and kept, `(..., length, width)`."""
+        assert self._room is not None, "nothing was appended"
+        return self._room[..., : self.length, :]
+
+    def keep_last(self, n: int) -> None:
+        """Forget all but the last `n`."""
+        if self.length > n:
+            assert self._room is not None
+            self._room[..., :n, :] = self.value[..., -n:, :].clone()
+            self.length = n
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep these batch rows, in this order (repeats allowed)."""
+        if self._room is not None:
+            self._room = self._room[rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        return 0 if self._room is None else self.value.numel() * self.value.element_size()
+
+
+class KVCache:
+    """Keys and values, `(batch, n_kv_heads, length, head_dim)`; the last `window` of them."""
+
+    def __init__(self, window: int | None = None) -> None:
+        self.window = window
+        self.keys, self.values = GrowingTensor(), GrowingTensor()
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add this pass's keys and values; return all that its queries may see.
+
+        With a window the tokens that this pass's first query still sees are returned, and only then
+        forgotten: a prefill longer than the window is exact.
+        """
+        k, v = self.keys.append(keys), self.values.append(values)
+        if self.window is not None and self.keys.length > self.window:
+            # Views into the buffer: keep_last moves its content.
+            k, v = k.clone(), v.clone()
+            self.keys.keep_last(self.window)
+            self.values.keep_last(self.window)
+        return k, v
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values kept."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep these batch rows."""
+        self.keys.select_rows(rows)
+        self.values.select_rows(rows)
+
+
+class LatentCache:
+    """MLA's normalised latent and rotated shared key: `(batch, length, rank)` and rope width."""
+
+    def __init__(self) -> None:
+        self.latents, self.rotary_keys = GrowingTensor(), GrowingTensor()
+
+    def append(self, latents: Tensor, rotary_keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Add this pass's latents and rotary keys; return all of them."""
+        return self.latents.append(latents), self.rotary_keys.append(rotary_keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        return self.latents.nbytes + self.rotary_keys.nbytes
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep these batch rows."""
+        self.latents.select_rows(rows)
+        self.rotary_keys.select_rows(rows)
+
+
+class StateCache:
+    """Named tensors of a fixed size, replaced by every pass; all absent before the first."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor called `name`; None before the first pass."""
+        return self.state.get(name)
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.state[name] = value
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.numel() * t.element_size() for t in self.state.values())
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep these batch rows."""
+        self.state = {name: value[rows] for name, value in self.state.items()}
+
+
+MixerCache = KVCache | LatentCache | StateCache
+
+
+class Cache:
+    """The caches of a whole model: for each layer application, one a mixer.
+
+    `length` counts the tokens seen. `is_real` remembers which of them were padding.
+    """
+
+    def __init__(self, layers: list[list[MixerCache]]) -> None:
+        self.layers = layers
+        self.length = 0
+        self.is_real: Tensor | None = None
+
+    def __iter__(self) -> Iterator[MixerCache]:
+        return (cache for layer in self.layers for cache in layer)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is remembered."""
+        return sum(cache.nbytes for cache in self)
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep these batch rows, in this order: what beams and finished sequences need."""
+        for cache in self:
+            cache.select_rows(rows)
+        if self.is_real is not None:
+            self.is_real = self.is_real[rows]
+
+    def mask_of(self, n: int, attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
+        """The mask `(batch, length + n)` of everything seen and the `n` tokens to come.
+
+        `attention_mask` covers either only the new tokens or everything.
+        """
+        total = self.length + n
+        if attention_mask is not None and attention_mask.shape[1] == total:
+            mask: Tensor | None = attention_mask.bool()
+        elif attention_mask is None and self.is_real is None:
+            mask = None
+        else:
+            batch = like.shape[0]
+            ones = torch.ones(batch, n, dtype=torch.bool, device=like.device)
+            new = ones if attention_mask is None else attention_mask.bool()
+            old = self.is_real
+            if old is None:
+                old = torch.ones(batch, self.length, dtype=torch.bool, device=like.device)
+            mask = torch.cat([old, new], dim=1)
+        self.is_real = mask
+        return mask

@@ -1,0 +1,177 @@
+"""From a `ModelSpec` to a decoder: one obvious path from facts to modules.
+
+`build(spec)` makes a `Decoder`: embedding, one `Block` a layer, final norm, output head. A block's
+slots (mixers, feed-forward, norms) are filled by `worthit.nn.mixer.module_for`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worthit.nn.cache import Cache
+from worthit.nn.mixer import Mixer, module_for
+from worthit.nn.norm import norm_for
+from worthit.nn.position import sinusoidal
+from worthit.nn.position.learned_positions import LearnedPositions
+from worthit.nn.tokens import Tokens, tokens_of
+from worthit.spec.model import Layer, ModelSpec
+
+
+def build(spec: ModelSpec) -> Decoder:
+    """The decoder that `spec` describes, with fresh weights.
+
+    Use `with torch.device("meta")` to count without memory.
+    """
+    return Decoder(spec)
+
+
+class Block(nn.Module):
+    """One layer: mixers in parallel, then (or beside them) a feed-forward, each with its norm."""
+
+    def __init__(self, layer: Layer, model: ModelSpec) -> None:
+        super().__init__()
+        self.spec = layer
+        self.mixers = nn.ModuleList(module_for(m, model) for m in layer.mixers)
+        self.ffn = None if layer.ffn is None else module_for(layer.ffn, model)
+        has_before = layer.placement in ("pre", "sandwich")
+        has_after = layer.placement != "pre"
+
+        def norm(wanted: bool) -> nn.Module | None:
+            return norm_for(layer.norm, model.d_model) if wanted else None
+
+        has_mixer, has_ffn = bool(layer.mixers), layer.ffn is not None
+        shares = layer.is_parallel and layer.has_one_norm
+        self.mixer_norm = norm(has_mixer and has_before)
+        self.mixer_post_norm = norm(has_mixer and has_after)
+        self.ffn_norm = norm(has_ffn and has_before and not shares)
+        self.ffn_post_norm = norm(has_ffn and has_after and not shares)
+
+    def forward(self, x: Tensor, tokens: Tokens, caches: list[object] | None = None) -> Tensor:
+        """`(batch, n, d_model)` to the same shape."""
+        layer = self.spec
+        if layer.is_parallel:
+            h = _maybe(self.mixer_norm, x)
+            beside = h if layer.has_one_norm else _maybe(self.ffn_norm, x)
+            assert self.ffn is not None
+            return x + layer.residual_scale * (self.mix(h, tokens, caches) + self.ffn(beside))
+        if layer.mixers:
+            added = self.mix(_maybe(self.mixer_norm, x), tokens, caches)
+            x = self._add(x, added, self.mixer_post_norm)
+        if self.ffn is not None:
+            x = self._add(x, self.ffn(_maybe(self.ffn_norm, x)), self.ffn_post_norm)
+        return x
+
+    def mix(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:
+        """The sum of the mixers on the same input."""
+        own = caches or [None] * len(self.mixers)
+        parts = [m(h, tokens, c) for m, c in zip(self.mixers, own, strict=True)]
+        total: Tensor = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def _add(self, x: Tensor, added: Tensor, after: nn.Module | None) -> Tensor:
+        layer = self.spec
+        if layer.placement == "post":
+            y: Tensor = _maybe(after, x + layer.residual_scale * added)
+            return y
+        added = _maybe(after, added)
+        return x + (added if layer.residual_scale == 1.0 else layer.residual_scale * added)
+
+    def new_caches(self) -> list[object]:
+        """An empty cache for each mixer."""
+        return [m.new_cache() for m in self.mixers if isinstance(m, Mixer)]
+
+
+def _maybe(norm: nn.Module | None, x: Tensor) -> Tensor:
+    if norm is None:
+        return x
+    y: Tensor = norm(x)
+    return y
+
+
+class Decoder(nn.Module):
+    """A causal language model; `forward(input_ids)` gives logits `(batch, n, vocab_size)`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        width = spec.embedding_dim or spec.d_model
+        self.embedding = nn.Embedding(spec.vocab_size, width)
+        is_narrow = width != spec.d_model
+        self.embedding_in = nn.Linear(width, spec.d_model, bias=False) if is_narrow else None
+        self.embedding_out = nn.Linear(spec.d_model, width, bias=False) if is_narrow else None
+        self.positions: LearnedPositions | None = None
+        if spec.n_positions:
+            self.positions = LearnedPositions(
+                spec.n_positions, spec.d_model, offset=spec.position.offset
+            )
+        self.embedding_norm = norm_for(spec.norm, spec.d_model) if spec.has_embedding_norm else None
+        self.layers = nn.ModuleList(Block(layer, spec) for layer in spec.layers)
+        self.final_norm = norm_for(spec.norm, spec.d_model) if spec.has_final_norm else None
+        self.head: nn.Linear | None = None
+        if not spec.has_tied_embeddings:
+            self.head = nn.Linear(width, spec.vocab_size, bias=spec.has_head_bias)
+
+    def new_cache(self) -> Cache:
+        """An empty cache for `forward`, one entry a layer application."""
+        return Cache(
+            [block.new_caches() for block in self.layers if isinstance(block, Block)]  # type: ignore[misc]
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits `(batch, n, vocab_size)`.
+
+        Args:
+            input_ids: `(batch, n)`.
+            cache: continues what it holds, and grows.
+            attention_mask: 0 on left padding: `(batch, n)`, or everything seen and `n`.
+            last_only: logits of the last token alone, `(batch, 1, vocab_size)`.
+        """
+        past = 0 if cache is None else cache.length
+        if cache is not None:
+            attention_mask = cache.mask_of(input_ids.shape[1], attention_mask, input_ids)
+        tokens = tokens_of(input_ids, past=past, attention_mask=attention_mask)
+        x = self.embed(input_ids, tokens)
+        for i, block in enumerate(self.layers):
+            x = block(x, tokens, None if cache is None else cache.layers[i])
+        if cache is not None:
+            cache.length += input_ids.shape[1]
+        return self.logits(x[:, -1:] if last_only else x)
+
+    def embed(self, input_ids: Tensor, tokens: Tokens) -> Tensor:
+        """Token embeddings with what is added to them, `(batch, n, d_model)`."""
+        spec = self.spec
+        x: Tensor = self.embedding(input_ids)
+        if self.embedding_in is not None:
+            x = self.embedding_in(x)
+        if spec.embedding_scale != 1.0:
+            # Rounded to the working precision first, as the checkpoints that use it were trained.
+            x = x * torch.tensor(spec.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.positions is not None:
+            x = x + self.positions(tokens.positions).to(x.dtype)
+        if spec.position.kind == "sinusoidal":
+            x = x + sinusoidal.table(tokens.positions, spec.d_model).to(x.dtype)
+        return _maybe(self.embedding_norm, x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Final norm, output head, scale and soft cap."""
+        x = _maybe(self.final_norm, x)
+        if self.embedding_out is not None:
+            x = self.embedding_out(x)
+        y = functional.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        if self.spec.logit_scale != 1.0:
+            y = y * self.spec.logit_scale
+        if self.spec.logit_softcap is not None:
+            cap = self.spec.logit_softcap
+            y = cap * torch.tanh(y / cap)
+        return y

@@ -1,0 +1,1 @@
+"""Depth that adapts: skipped, repeated and early-left layers."""

@@ -1,0 +1,1 @@
+"""Mixtures of experts: routers, balance, and execution grouped by expert."""

@@ -1,0 +1,1 @@
+"""How a model knows order: added, rotated, biased, or not at all."""

@@ -1,0 +1,1 @@
+"""Weights in and out: safetensors and GGUF, every family's names mapped to ours."""
