@@ -77,7 +77,7 @@ class TrainCost(CaseCost):
             width=p.width,
             depth=p.depth,
         )
-        # One forward, one backward: the first stage holds as many micro-batches as there are stages,
+        # One forward, one backward: the first stage holds a micro-batch for each stage,
         # the last one holds one, and its logits.
         first = one * np.minimum(self.degrees.pipeline, self.micro_steps)
         last = one + logits_bytes(self.model, self.split, tokens=self.micro_tokens)
