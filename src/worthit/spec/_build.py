@@ -170,7 +170,7 @@ def _with_formats(model: ModelSpec, weights: str | None, cache: str | None) -> M
     found = Problems()
     for field in fields(model.precision):
         with found.at(f"model.precision.{field.name}"):
-            format_of(getattr(model.precision, field.name))
+            format_of(getattr(model.precision, field.name) or model.precision.weights)
     found.raise_any()
     return model
 
