@@ -169,8 +169,11 @@ def _with_formats(model: ModelSpec, weights: str | None, cache: str | None) -> M
     model = replace(model, precision=replace(model.precision, **changes)) if changes else model
     found = Problems()
     for field in fields(model.precision):
+        stored = getattr(model.precision, field.name)
         with found.at(f"model.precision.{field.name}"):
-            format_of(getattr(model.precision, field.name) or model.precision.weights)
+            # Experts without a format of their own share the weights'.
+            if stored is not None:
+                format_of(stored)
     found.raise_any()
     return model
 
