@@ -1,12 +1,11 @@
 """The judge's table: what does not fit, the case, what binds, and a verdict a row.
 
-From wide to narrow: a wide terminal has the reason in a column of its own, a narrow one under the
-row. NEVER rows are compact: the reason's first sentences, as many as fit.
+A wide terminal has the reason in a column of its own, a narrow one under the row. What is in place,
+and what no change nearby makes worth it, takes one line, unless `--all` asks for every reason.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from worthit.cli._summary import (
@@ -19,7 +18,7 @@ from worthit.cli._summary import (
 )
 from worthit.cli._terminal import Terminal
 from worthit.cost.record import fit_json, interval, memory_json
-from worthit.judge.bottleneck import percent
+from worthit.judge.bottleneck import percent, statement
 from worthit.judge.judge import Judgement, Verdict
 from worthit.judge.verdict import THRESHOLD, Flip
 from worthit.judge.words import three
@@ -28,7 +27,7 @@ N_BOTTLENECKS = 6
 BAR = 20
 MARGIN = 2
 # Columns of the reason below which it stands under its row.
-LEAST_REASON = 44
+LEAST_REASON = 64
 # Metrics that are not the time of the service say what they are about.
 METRIC_LABELS = {
     "ttft_s": "ttft",
@@ -129,54 +128,107 @@ def bottleneck_lines(judgement: Judgement, terminal: Terminal) -> Iterator[str]:
 
 
 def _table(judgement: Judgement, terminal: Terminal, *, is_full: bool, lang: str) -> Iterator[str]:
-    rows = sorted((v for v in judgement.verdicts if v.is_applicable), key=_rank)
+    rows = sorted((v for v in judgement.verdicts if v.is_applicable), key=rank)
     if not rows:
         return
     goal_metric = _goal_metric(judgement)
     cells = [_cells(v, goal_metric) for v in rows]
     heads = HEADS[lang]
-    widths = [
-        max(len(heads[i]), max(len(row[i]) for row in cells)) + MARGIN
-        for i in range(len(heads) - 1)
-    ]
-    before_flip = sum(widths[:4])
-    room = terminal.width - before_flip - widths[4]
-    is_wide = room >= LEAST_REASON
-    shown = len(heads) if is_wide else 4
+    widths = [max(map(len, column)) + MARGIN for column in zip(heads[:5], *cells, strict=True)]
+    has_reason = terminal.width - sum(widths) >= LEAST_REASON
+    shown = 5 if sum(widths) - MARGIN <= terminal.width else 4
     head = "".join(h.ljust(w) for h, w in zip(heads[:shown], widths, strict=False))
-    if is_wide:
-        head += heads[-1]
-    yield terminal.paint(head.rstrip(), "bold")
+    yield terminal.paint((head + heads[-1] if has_reason else head).rstrip(), "bold")
+    number_width = widths[2]
+    if terminal.width - sum(widths[:3]) < LEAST_REASON:
+        numbers = [_middle(row[2]) for v, row in zip(rows, cells, strict=True) if is_compact(v)]
+        number_width = max(map(len, numbers), default=0) + MARGIN
+    previous = ""
     for v, row in zip(rows, cells, strict=True):
-        yield from (
-            _wide_row(v, row, widths, terminal, is_full)
-            if is_wide
-            else _narrow_row(v, row, widths, terminal, is_full)
-        )
+        if previous and v.decision != previous:
+            yield ""
+        previous = v.decision
+        if is_compact(v) and not is_full:
+            yield _compact_row(v, row, [*widths[:2], number_width], terminal)
+        elif has_reason:
+            yield from _wide_row(v, row, widths, terminal)
+        else:
+            yield from _narrow_row(v, row[:shown], widths, terminal)
+
+
+def is_compact(v: Verdict) -> bool:
+    """Whether a verdict asks for nothing that numbers could argue for, and so takes one line."""
+    return v.decision == "never" or v.is_present or v.share is None
 
 
 def _wide_row(
-    v: Verdict, row: tuple[str, ...], widths: list[int], terminal: Terminal, is_full: bool
+    v: Verdict, row: tuple[str, ...], widths: list[int], terminal: Terminal
 ) -> Iterator[str]:
     left = sum(widths)
-    if v.decision == "never" and not is_full:
-        # Nothing changes a NEVER: its reason takes the column of the flip too.
-        left -= widths[4]
-    reason = terminal.wrap(_reason(v, terminal.width - left, is_full), width=terminal.width - left)
-    shown = 4 if v.decision == "never" and not is_full else 5
-    yield _painted(v, row[:shown], widths, terminal) + (reason[0] if reason else "")
+    reason = terminal.wrap(v.reason, width=terminal.width - left)
+    yield _painted(v, row, widths, terminal) + (reason[0] if reason else "")
     yield from (" " * left + line for line in reason[1:])
 
 
 def _narrow_row(
-    v: Verdict, row: tuple[str, ...], widths: list[int], terminal: Terminal, is_full: bool
+    v: Verdict, row: tuple[str, ...], widths: list[int], terminal: Terminal
 ) -> Iterator[str]:
-    yield _painted(v, row[:4], widths, terminal).rstrip()
-    indent = widths[0]
-    text = _reason(v, terminal.width - indent, is_full)
-    if row[4]:
-        text += f" Would be: {row[4]}."
-    yield from terminal.wrap(text, indent=indent)
+    yield _painted(v, row, widths, terminal).rstrip()
+    text = v.reason
+    if v.flips and len(row) < 5:
+        text += f" Would change: {flip_text(v.flips[0])}."
+    yield from terminal.wrap(text, indent=widths[0])
+
+
+def _compact_row(v: Verdict, row: tuple[str, ...], widths: list[int], terminal: Terminal) -> str:
+    number = row[2] if len(row[2]) + MARGIN <= widths[2] else _middle(row[2])
+    room = terminal.width - sum(widths)
+    return _painted(v, (*row[:2], number), widths, terminal) + terminal.plain(short_reason(v, room))
+
+
+def _middle(effect_text: str) -> str:
+    """An effect without its interval."""
+    mid, _, rest = effect_text.partition(" [")
+    return f"{mid}{rest.partition(']')[2]}"
+
+
+def short_reason(v: Verdict, room: int) -> str:
+    """Why, in one line of `room` columns: the longest of a few ways to say it."""
+    if v.predicted is None:
+        ways = [v.reason, "no well-defined case without it"]
+    elif v.share is None:
+        purpose = v.bottleneck.replace("-", " ")
+        last = "an experiment can tell" if v.decision == "defer" else "cost cannot see it"
+        ways = [v.reason, f"for {purpose}: {last}"]
+    else:
+        what = _short_outcome(v)
+        where = "without it " if v.is_present else ""
+        if v.is_present and v.decision != "apply":
+            where = "in place; " + where
+        ways = [
+            v.reason,
+            f"{where}{statement(v.bottleneck, v.share)}{what}",
+            f"{where}{v.bottleneck} {percent(v.share)}{what}",
+            f"{v.bottleneck} {percent(v.share)}: max {v.ceiling:.2f}x" if v.ceiling else "",
+            f"{v.bottleneck} {percent(v.share)}",
+        ]
+    return next((way for way in ways if way and len(way) <= room), ways[-1])
+
+
+def _short_outcome(v: Verdict) -> str:
+    p = v.predicted
+    assert p is not None
+    if v.is_present:
+        return ""
+    if p.ratio == float("inf"):
+        return "; with it the case no longer fits"
+    if not v.has_bottleneck and v.ceiling is not None:
+        return f"; max {v.ceiling:.2f}x"
+    if p.low > 1:
+        return "; it makes things worse"
+    if not v.has_bottleneck:
+        return "; nothing to relieve"
+    return f"; the gain is below {percent(THRESHOLD)}"
 
 
 def _painted(v: Verdict, cells: tuple[str, ...], widths: list[int], terminal: Terminal) -> str:
@@ -191,7 +243,7 @@ def _painted(v: Verdict, cells: tuple[str, ...], widths: list[int], terminal: Te
     return verdict + name + rest
 
 
-def _rank(v: Verdict) -> tuple[int, bool, float, str]:
+def rank(v: Verdict) -> tuple[int, bool, float, str]:
     order = ("apply", "defer", "never").index(v.decision)
     return order, v.is_present, v.predicted.ratio if v.predicted else 1.0, v.technique.id
 
@@ -205,15 +257,17 @@ def _goal_metric(judgement: Judgement) -> str:
 def _cells(v: Verdict, goal_metric: str) -> tuple[str, ...]:
     return (
         mark(v),
-        v.technique.id + (" (in place)" if v.is_present else ""),
+        v.technique.id,
         effect(v, goal_metric),
-        v.technique.adoption,
+        "in place" if v.is_present else v.technique.adoption,
         flip_text(v.flips[0]) if v.flips else "",
     )
 
 
 def mark(v: Verdict) -> str:
     """Shape and word of a verdict; hollow and with `?` while only formulas stand behind it."""
+    if v.is_present and v.decision == "apply":
+        return "△ keep?" if v.evidence == "predicted" else "▲ keep"
     if v.decision == "apply":
         return "△ apply?" if v.evidence == "predicted" else "▲ apply"
     return "◆ defer" if v.decision == "defer" else "■ never"
@@ -252,26 +306,6 @@ def flip_text(flip: Flip) -> str:
     return f"{flip.becomes} at {flip.axis} {sign} {value}"
 
 
-def _reason(v: Verdict, room: int, is_full: bool) -> str:
-    if is_full or (v.decision != "never" and not v.is_present):
-        return v.reason
-    return _first_sentences(v.reason, room)
-
-
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-
-
-def _first_sentences(text: str, room: int) -> str:
-    """As many whole sentences as one line takes; the first in any case."""
-    sentences = _SENTENCE.split(text)
-    shown = sentences[0]
-    for sentence in sentences[1:]:
-        if len(shown) + 1 + len(sentence) > room:
-            break
-        shown = f"{shown} {sentence}"
-    return shown
-
-
 def _not_applicable(judgement: Judgement, terminal: Terminal, *, is_full: bool) -> Iterator[str]:
     rest = [v for v in judgement.verdicts if not v.is_applicable]
     if not rest:
@@ -304,7 +338,7 @@ def _footer(judgement: Judgement, terminal: Terminal) -> Iterable[str]:
         f"{counts['apply']} apply ({in_place} in place), {counts['defer']} defer, "
         f"{counts['never']} never. Effect: how many times better, with its interval; apply needs "
         f"the whole interval beyond {percent(THRESHOLD)}; never: no change of any axis within a "
-        "factor of 8 makes it worth it."
+        "factor of 8 makes it worth it. Max: the gain if its bottleneck vanished for free."
     )
     if any(v.evidence == "predicted" for v in judgement.verdicts):
         hollow = terminal.plain("△")
@@ -316,7 +350,7 @@ def footer_hints(
     judgement: Judgement, target: str, *, is_full: bool = False, lang: str = "en"
 ) -> list[str]:
     """The next commands."""
-    rows = sorted((v for v in judgement.verdicts if v.is_applicable), key=_rank)
+    rows = sorted((v for v in judgement.verdicts if v.is_applicable), key=rank)
     hints = []
     if rows:
         hints.append(f"worthit explain {rows[0].technique.id} --for {target}   every number of one")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from worthit.cli._terminal import Terminal
+from worthit.judge.bottleneck import percent
 from worthit.judge.words import count, duration, size, three
 from worthit.spec.case import Case, Serving
 
@@ -92,7 +93,7 @@ def memory_line(memory: Record, terminal: Terminal) -> str:
     share = memory["total_bytes"] / memory["capacity_bytes"]
     used = f"{size(memory['total_bytes'])} of {size(memory['capacity_bytes'])} usable"
     state = "fits" if memory["fits"] else "over"
-    return f"{used} a device ({state}, {three(100 * share)} %): {parts}"
+    return f"{used} a device ({state}, {percent(share)}): {parts}"
 
 
 def time_line(time: Record) -> str:

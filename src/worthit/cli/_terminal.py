@@ -6,7 +6,6 @@ Plain strings with ANSI codes around them: a table needs no library, and startin
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -80,7 +79,7 @@ class Terminal:
 def of_stdout() -> Terminal:
     """The terminal that stdout is, honouring COLUMNS, NO_COLOR and TERM."""
     is_tty = sys.stdout.isatty()
-    columns = shutil.get_terminal_size((PIPED_COLUMNS, 24)).columns
+    columns = _columns()
     return Terminal(
         width=max(min(columns, WIDEST), NARROWEST),
         has_color=is_tty
@@ -88,6 +87,17 @@ def of_stdout() -> Terminal:
         and os.environ.get("TERM", "") not in ("dumb", ""),
         has_glyphs=_encodes("".join(_ASCII), sys.stdout.encoding),
     )
+
+
+def _columns() -> int:
+    # What shutil.get_terminal_size does, without the archive formats that importing it loads.
+    stated = os.environ.get("COLUMNS", "")
+    if stated.isascii() and stated.isdigit() and int(stated) > 0:
+        return int(stated)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or PIPED_COLUMNS
+    except (OSError, ValueError):
+        return PIPED_COLUMNS
 
 
 def _encodes(text: str, encoding: str | None) -> bool:

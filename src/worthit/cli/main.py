@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -16,13 +17,23 @@ INTERRUPTED = 130
 NO_READER = 141
 
 
+# Modules that tidy up when the interpreter ends: threads, temporary files.
+NEED_A_PROPER_END = ("torch", "matplotlib", "multiprocessing", "concurrent.futures")
+
+
 def main() -> NoReturn:
     """The console script."""
+    # A verdict is short-lived and makes few cycles: look for them rarely.
+    gc.set_threshold(100_000, 50, 50)
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
+        sys.stderr.flush()
     except BrokenPipeError:
         code = _without_reader()
+    if not any(name in sys.modules for name in NEED_A_PROPER_END):
+        # Taking NumPy down object by object costs as much as a tenth of a verdict.
+        os._exit(code)
     sys.exit(code)
 
 
