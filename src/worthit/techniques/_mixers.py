@@ -70,9 +70,20 @@ def require_softmax(case: Case, name: str) -> tuple[Softmax, ...]:
     found = softmax_mixers(case)
     if not found:
         raise NotApplicable(
-            f"{name} replaces softmax attention; this model has none left, its layers are "
+            f"{name} acts on softmax attention, and this model has none: its layers are "
             f"{layer_names(case.model)}"
         )
+    return found
+
+
+def require_heads(case: Case, name: str, latent: str) -> tuple[Attention, ...]:
+    """The model's attentions with heads of their own, or `NotApplicable`.
+
+    `latent` is what to say where keys and values come from one cached latent vector.
+    """
+    found = tuple(m for m in require_softmax(case, name) if isinstance(m, Attention))
+    if not found:
+        raise NotApplicable(f"{name} has nothing to act on in latent attention: {latent}")
     return found
 
 

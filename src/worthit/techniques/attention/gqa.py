@@ -14,7 +14,8 @@ from dataclasses import replace
 from worthit.errors import NotApplicable
 from worthit.spec.case import Case
 from worthit.spec.model import Attention
-from worthit.techniques._change import attentions, map_attention, require_attention
+from worthit.techniques._change import attentions, map_attention
+from worthit.techniques._mixers import require_heads
 from worthit.techniques._record import Evidence, Technique
 from worthit.techniques.attention._sources import AINSLIE_2023, SHAZEER_2019
 
@@ -29,7 +30,11 @@ def apply(case: Case, *, group_size: int | None = None) -> Case:
     divides its heads and leaves two key/value heads or more. A `group_size` of 1 changes nothing
     and one of `n_heads` is multi-query attention.
     """
-    found = require_attention(case, "gqa")
+    found = require_heads(
+        case,
+        "gqa",
+        "one vector a token is cached for all heads together, so none are left to group",
+    )
     sizes = {a: _size(a, group_size) for a in found if a.n_kv_heads == a.n_heads}
     if not any(sizes.values()):
         heads = ", ".join(f"{a.n_heads}/{a.n_kv_heads}" for a in found)

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from worthit.errors import NotApplicable
 from worthit.spec.case import Case, Serving
-from worthit.techniques._change import attentions, map_attention, require_attention, with_model
-from worthit.techniques._mixers import require_absent
+from worthit.techniques._change import attentions, map_attention, with_model
+from worthit.techniques._mixers import require_absent, require_heads
 from worthit.techniques._record import Evidence, Source, Technique
 
 WANG_2020 = Source(
@@ -33,7 +33,9 @@ def apply(case: Case, *, rank: int = 256) -> Case:
     Only where a text is read whole and nothing is generated after it (an output of one token, as in
     scoring or classifying): the projection is over the sequence, so it cannot be causal.
     """
-    found = require_attention(case, "low-rank-attention")
+    found = require_heads(
+        case, "low-rank-attention", "its keys are compressed a token, not along the sequence"
+    )
     require_absent(is_present(case), "low-rank-attention", "keys are projected along the sequence")
     if not isinstance(case.workload, Serving) or case.workload.output > 1:
         doing = (

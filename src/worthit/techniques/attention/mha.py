@@ -12,15 +12,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from worthit.spec.case import Case
-from worthit.techniques._change import attentions, map_attention, require_attention
-from worthit.techniques._mixers import require_absent
+from worthit.techniques._change import attentions, map_attention
+from worthit.techniques._mixers import require_absent, require_heads
 from worthit.techniques._record import Evidence, Technique
 from worthit.techniques.attention._sources import AINSLIE_2023, VASWANI_2017
 
 
 def apply(case: Case) -> Case:
     """Return `case` with one key/value head for each query head."""
-    require_attention(case, "mha")
+    require_heads(
+        case, "mha", "every head rebuilds keys and values of its own from the latent already"
+    )
     require_absent(is_present(case), "mha", "every query head has its own key/value head")
     return map_attention(case, lambda a: replace(a, n_kv_heads=a.n_heads))
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from worthit.errors import NotApplicable
 from worthit.spec.case import Case
 from worthit.spec.model import Attention, LatentAttention, Mixer
-from worthit.techniques._change import map_attention, require_attention, with_model
-from worthit.techniques._mixers import has_mixer, require_absent
+from worthit.techniques._change import map_attention, with_model
+from worthit.techniques._mixers import has_mixer, require_absent, require_softmax
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.attention._sources import DEEPSEEK_V2
 
@@ -44,11 +44,12 @@ def apply(
     the queries too, which saves activation memory in training and nothing in the cache.
     """
     require_absent(is_present(case), "mla", "this model caches one latent vector a token")
-    found = require_attention(case, "mla")
-    if all(a.reach is not None for a in found):
+    found = require_softmax(case, "mla")
+    reaches = [m.reach for m in found if isinstance(m, Attention)]
+    if None not in reaches:
         raise NotApplicable(
             "mla shrinks a cache that grows with the context; every attention here is local, with "
-            f"at most {max(a.reach or 0 for a in found)} keys cached: remove sliding-window first"
+            f"at most {max(n or 0 for n in reaches)} keys cached: remove sliding-window first"
         )
     has_rope = case.model.position.kind == "rope"
 

@@ -14,14 +14,19 @@ from dataclasses import replace
 
 from worthit.errors import NotApplicable
 from worthit.spec.case import Case
-from worthit.techniques._change import attentions, map_attention, require_attention
+from worthit.techniques._change import attentions, map_attention
+from worthit.techniques._mixers import require_heads
 from worthit.techniques._record import Evidence, Technique
 from worthit.techniques.attention._sources import AINSLIE_2023, SHAZEER_2019
 
 
 def apply(case: Case) -> Case:
     """Return `case` with one key/value head in every softmax attention."""
-    found = require_attention(case, "mqa")
+    found = require_heads(
+        case,
+        "mqa",
+        "one vector a token is cached for all heads together, so none are left to merge",
+    )
     if all(a.n_kv_heads == 1 for a in found):
         raise NotApplicable(
             "mqa needs more than one key/value head to merge, and this model has one already; "

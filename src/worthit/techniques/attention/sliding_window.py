@@ -14,8 +14,8 @@ from dataclasses import replace
 from worthit.errors import NotApplicable
 from worthit.spec.case import Case
 from worthit.spec.model import Attention, Layer, Mixer
-from worthit.techniques._change import attentions, change_layers, map_attention, require_attention
-from worthit.techniques._mixers import require_absent
+from worthit.techniques._change import attentions, change_layers, map_attention
+from worthit.techniques._mixers import require_absent, require_heads
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.attention._sources import CHILD_2019
 
@@ -51,7 +51,9 @@ def apply(case: Case, *, window: int = 1024, global_every: int = 6) -> Case:
     The last attention of each period stays global, or the last of all where there is no whole
     period. `global_every=0` makes every layer local, as Mistral 7B did with `window=4096`.
     """
-    found = require_attention(case, "sliding-window")
+    found = require_heads(
+        case, "sliding-window", "a window over latents is not modelled, and their cache is small"
+    )
     here = sorted({a.reach for a in found if a.reach is not None})
     require_absent(bool(here), "sliding-window", f"some layers see at most {here} keys")
     if window < 1 or global_every < 0:

@@ -13,9 +13,8 @@ from dataclasses import replace
 
 from worthit.errors import NotApplicable
 from worthit.spec.case import Case
-from worthit.spec.model import LatentAttention
-from worthit.techniques._change import attentions, map_attention, require_attention
-from worthit.techniques._mixers import has_mixer, require_absent
+from worthit.techniques._change import attentions, map_attention
+from worthit.techniques._mixers import require_absent, require_heads
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.attention._sources import CHILD_2019
 
@@ -38,12 +37,12 @@ USUAL_KEYS = 2048
 
 def apply(case: Case, *, sparse_keys: int = USUAL_KEYS) -> Case:
     """Return `case` with at most `sparse_keys` keys read by a query in full attention layers."""
-    if has_mixer(case, LatentAttention):
-        raise NotApplicable(
-            "sparse-attention here caps the keys of ordinary heads, and this model attends over a "
-            "latent cache; choosing latents needs an indexer of its own, which is not modelled yet"
-        )
-    found = require_attention(case, "sparse-attention")
+    found = require_heads(
+        case,
+        "sparse-attention",
+        "it caps the keys of ordinary heads; choosing latents needs an indexer of its own, which "
+        "is not modelled",
+    )
     require_absent(is_present(case), "sparse-attention", "queries read a chosen few keys")
     if all(a.reach is not None for a in found):
         raise NotApplicable(

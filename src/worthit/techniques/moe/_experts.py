@@ -84,7 +84,17 @@ def map_mixtures(case: Case, change: Callable[[MoE], Ffn]) -> Case:
 
 
 def to_experts(case: Case, name: str, change: Callable[[FeedForward], MoE]) -> Case:
-    """`case` with `change` applied to every dense feed-forward, or `NotApplicable`."""
+    """`case` with `change` applied to every dense feed-forward, or `NotApplicable`.
+
+    A model that is a mixture somewhere keeps the dense layers that its designers left.
+    """
+    mixed = mixtures(case)
+    if mixed:
+        counts = ", ".join(f"{m.n_experts_per_token} of {m.n_experts}" for m in mixed)
+        raise NotApplicable(
+            f"{name} makes a mixture of a dense model, and this one is a mixture already: tokens "
+            f"use {counts} experts"
+        )
     dense = [ffn for ffn in case.model.ffns if isinstance(ffn, FeedForward)]
     if not dense:
         raise NotApplicable(

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from worthit.spec.case import Case
 from worthit.spec.model import MoE
-from worthit.techniques._mixers import WIDTH_MULTIPLE, require_absent, rounded
+from worthit.techniques._mixers import WIDTH_MULTIPLE, rounded
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.moe._experts import (
     SHAZEER_2017,
@@ -38,11 +38,6 @@ JORDAN_1994 = Source(
 def apply(case: Case, *, n_experts: int = 8) -> Case:
     """Return `case` with `n_experts` experts that all run for every token."""
     check_counts("soft-gating", n_experts, n_experts)
-    require_absent(
-        bool(mixtures(case)),
-        "soft-gating",
-        "this model is a mixture already, and running all of its experts would only cost more",
-    )
     return to_experts(
         case,
         "soft-gating",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from worthit.spec.case import Case
 from worthit.spec.model import MoE
-from worthit.techniques._mixers import require_absent
 from worthit.techniques._record import Evidence, Technique
 from worthit.techniques.moe._experts import (
     CLARK_2022,
@@ -33,11 +32,6 @@ def apply(case: Case, *, n_experts: int = 8, capacity_factor: float = 1.25) -> C
     An expert computes its whole capacity, padding included, and drops what exceeds it.
     """
     check_counts("switch", n_experts, 1)
-    found = mixtures(case)
-    counts = ", ".join(f"{m.n_experts_per_token} of {m.n_experts}" for m in found)
-    require_absent(
-        bool(found), "switch", f"this model is a mixture already, tokens use {counts} experts"
-    )
     return to_experts(
         case,
         "switch",

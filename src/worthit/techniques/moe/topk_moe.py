@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from worthit.spec.case import Case
 from worthit.spec.model import MoE
-from worthit.techniques._mixers import require_absent
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.moe._experts import (
     CLARK_2022,
@@ -43,9 +42,6 @@ KOMATSUZAKI_2022 = Source(
 def apply(case: Case, *, n_experts: int = 8, per_token: int = 2) -> Case:
     """Return `case` with `n_experts` experts, `per_token` of them a token, dropless."""
     check_counts("topk-moe", n_experts, per_token)
-    found = mixtures(case)
-    counts = ", ".join(f"{m.n_experts_per_token} of {m.n_experts}" for m in found)
-    require_absent(bool(found), "topk-moe", f"tokens use {counts} experts")
     return to_experts(
         case,
         "topk-moe",

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from worthit.errors import NotApplicable
 from worthit.spec.case import Case
-from worthit.spec.model import LatentAttention
-from worthit.techniques._change import attentions, map_attention, require_attention
-from worthit.techniques._mixers import has_mixer, require_absent
+from worthit.techniques._change import attentions, map_attention
+from worthit.techniques._mixers import require_absent, require_heads
 from worthit.techniques._record import Evidence, Source, Technique
 
 HENRY_2020 = Source(
@@ -40,12 +38,12 @@ WORTSMAN_2023 = Source(
 
 def apply(case: Case) -> Case:
     """Return `case` with each head's queries and keys normalised."""
-    if has_mixer(case, LatentAttention) and not attentions(case):
-        raise NotApplicable(
-            "qk-norm normalises the heads' queries and keys, and latent attention normalises the "
-            "latents that they are made from already; normalised keys could not be absorbed"
-        )
-    require_attention(case, "qk-norm")
+    require_heads(
+        case,
+        "qk-norm",
+        "the latents are normalised already, and keys normalised after them could not be absorbed "
+        "into the queries",
+    )
     require_absent(is_present(case), "qk-norm", "queries and keys are normalised")
     return map_attention(case, lambda a: replace(a, qk_norm="head"))
 

@@ -131,12 +131,13 @@ def is_scaled(case: Case, *kinds: ScalingKind) -> bool:
     return scaling is not None and scaling.kind in kinds and is_kind(case, "rope")
 
 
-def stretch(case: Case, name: str, kind: ScalingKind) -> Case:
+def stretch(case: Case, name: str, kind: ScalingKind, *, max_factor: float | None = None) -> Case:
     """`case` with rotary positions stretched by `kind` to what the workload needs.
 
     The context grows by a power of two until the longest sequence fits; it does not grow when it
     fits already, and the factor is then 1 (or what the model's own scaling had). The original
-    length stays the one that the model was trained on before any scaling.
+    length stays the one that the model was trained on before any scaling; `max_factor` bounds the
+    stretch from there, and sequences may then still be too long.
     """
     found = require_order(case, name)
     model = case.model
@@ -157,7 +158,7 @@ def stretch(case: Case, name: str, kind: ScalingKind) -> Case:
             f"{context} tokens, and sequences have {needed}"
         )
     original = model.context_len if scaling is None else scaling.original_context_len
-    while context < needed:
+    while context < needed and (max_factor is None or 2 * context <= max_factor * original):
         context *= 2
     stretched = PositionScaling(kind=kind, factor=context / original, original_context_len=original)
     position = replace(model.position, scaling=stretched)

@@ -39,7 +39,7 @@ def remove(case: Case) -> Case:
 TECHNIQUE = Technique(
     id="alibi",
     name="Attention with linear biases (ALiBi)",
-    relieves=("quality", "context-length"),
+    relieves=("quality",),
     bottleneck="Models fail on texts longer than they were trained on, and long training is dear.",
     apply=apply,
     is_present=is_present,
