@@ -23,7 +23,6 @@ from worthit.techniques.position._positions import (
     unstretch,
 )
 
-
 # The post that proposed it took a model of 2K to 8K without training; beyond, quality falls fast.
 UNTRAINED_FACTOR = 4.0
 
