@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from worthit.cli._summary import (
+from worthit.cli._terminal import Terminal, labelled
+from worthit.judge.bottleneck import SHOWN, statement
+from worthit.judge.words import count, duration, size
+from worthit.report.words import (
     case_line,
-    labelled,
     layout_text,
     memory_line,
     misfit_line,
     money_text,
     time_line,
 )
-from worthit.cli._terminal import Terminal
-from worthit.judge.bottleneck import SHOWN, statement
-from worthit.judge.words import count, duration, size
 from worthit.spec.case import Case
 
 Record = dict[str, Any]
@@ -43,7 +42,7 @@ def cost_lines(
         f"{count(params['embedding'])} embedding",
         "Cache": cache_text(cache),
         "FLOPs": flops_text(flops),
-        "Memory": memory_line(record["memory"], terminal),
+        "Memory": memory_line(record["memory"]),
         "Time": time_line(record["time"]),
         "Money": money_text(record["money"]),
     }
@@ -88,8 +87,8 @@ def ledger_lines(ledger: list[Record], terminal: Terminal, *, is_full: bool) -> 
             row["op"],
             row["layer_kind"],
             count(row["count"]),
-            count(row["flops"]),
-            size(row["bytes"]),
+            count(row["flops"] * row["count"]),
+            size(row["bytes"] * row["count"]),
             duration(row["time_s"]),
             row["bound"],
         )

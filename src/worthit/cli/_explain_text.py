@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from worthit.cli._judge_table import basis, effect, flip_text, mark
-from worthit.cli._summary import case_line, labelled, misfit_line
-from worthit.cli._terminal import Terminal
+from worthit.cli._terminal import Terminal, labelled
 from worthit.cost.record import fit_json
 from worthit.judge.bottleneck import percent
-from worthit.judge.judge import GOAL_METRIC, Judgement, Verdict
+from worthit.judge.judge import Judgement, Verdict
 from worthit.judge.verdict import THRESHOLD
 from worthit.judge.words import METRIC_NAMES, quantity, three
 from worthit.report.records import change_of, text_of
+from worthit.report.words import (
+    basis,
+    case_line,
+    effect,
+    flip_text,
+    goal_metric,
+    mark,
+    misfit_line,
+    param_counts,
+)
 from worthit.techniques import Technique
 
 LABEL = 14
@@ -99,14 +107,12 @@ def diagram_lines(
 
 
 def _verdict_lines(judgement: Judgement, terminal: Terminal) -> Iterator[str]:
-    from worthit.cost.params import count_params
-
     v = judgement.verdicts[0]
     misfit = misfit_line(fit_json(judgement.cost))
     if misfit:
         yield from (terminal.paint(line, "bold", "red") for line in terminal.wrap(misfit))
-    params = count_params(judgement.case.model)
-    yield from terminal.wrap("For  " + case_line(judgement.case, params.total, params.active))
+    params = param_counts(judgement)
+    yield from terminal.wrap("For  " + case_line(judgement.case, *params))
     yield ""
     in_place = " (in place)" if v.is_present else ""
     yield terminal.paint(terminal.plain(f"{mark(v)}{in_place}"), "bold")
@@ -135,5 +141,5 @@ def _numbers(v: Verdict, judgement: Judgement) -> Iterator[tuple[str, str]]:
     if p is not None:
         before, after = quantity(p.metric, p.before), quantity(p.metric, p.after)
         yield "Predicted", f"{METRIC_NAMES[p.metric]}: {before} without it, {after} with it"
-        goal = GOAL_METRIC[judgement.case.effective_goal]
-        yield "Effect", f"{effect(v, goal)}; apply needs all of it beyond {percent(THRESHOLD)}"
+        metric = goal_metric(judgement)
+        yield "Effect", f"{effect(v, metric)}; apply needs all of it beyond {percent(THRESHOLD)}"

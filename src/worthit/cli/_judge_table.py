@@ -8,33 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from worthit.cli._summary import (
-    case_line,
-    labelled,
-    layout_text,
-    memory_line,
-    misfit_line,
-    time_line,
-)
-from worthit.cli._terminal import Terminal
-from worthit.cost.record import fit_json, interval, memory_json
+from worthit.cli._terminal import Terminal, labelled
+from worthit.cost.record import fit_json, memory_json
 from worthit.judge.bottleneck import percent, statement
 from worthit.judge.judge import Judgement, Verdict
-from worthit.judge.verdict import THRESHOLD, Flip
-from worthit.judge.words import three
+from worthit.judge.verdict import THRESHOLD
+from worthit.report.words import (
+    basis,
+    case_line,
+    effect,
+    flip_text,
+    goal_metric,
+    layout_text,
+    mark,
+    memory_line,
+    misfit_line,
+    param_counts,
+    rank,
+    time_line,
+    times,
+)
 
 N_BOTTLENECKS = 6
 BAR = 20
 MARGIN = 2
 # Columns of the reason below which it stands under its row.
 LEAST_REASON = 64
-# Metrics that are not the time of the service say what they are about.
-METRIC_LABELS = {
-    "ttft_s": "ttft",
-    "stall_s": "stall",
-    "memory_bytes": "memory",
-    "context_shortfall": "context",
-}
 HEADS = {
     "en": ("VERDICT", "TECHNIQUE", "EFFECT", "ADOPTION", "WOULD CHANGE", "BECAUSE"),
     "es": ("VEREDICTO", "TÉCNICA", "EFECTO", "ADOPCIÓN", "CAMBIARÍA", "PORQUE"),
@@ -66,7 +65,7 @@ def _case_lines(judgement: Judgement, terminal: Terminal) -> Iterator[str]:
     if misfit:
         yield from (terminal.paint(line, "bold", "red") for line in terminal.wrap(misfit))
         yield ""
-    params = _params(judgement)
+    params = param_counts(judgement)
     head = terminal.wrap(case_line(case, *params))
     yield from (terminal.paint(line, "bold") for line in head)
     if judgement.on_top_of:
@@ -74,38 +73,10 @@ def _case_lines(judgement: Judgement, terminal: Terminal) -> Iterator[str]:
     yield from labelled("Basis", basis(judgement), terminal)
     if layout_text(fit):
         yield from labelled("Layout", f"one replica: {layout_text(fit)}", terminal)
-    yield from labelled("Memory", memory_line(memory_json(cost), terminal), terminal)
-    yield from labelled("Time", time_line(_times(judgement)), terminal)
+    yield from labelled("Memory", memory_line(memory_json(cost)), terminal)
+    yield from labelled("Time", time_line(times(judgement)), terminal)
     yield ""
     yield from bottleneck_lines(judgement, terminal)
-
-
-def _params(judgement: Judgement) -> tuple[float, float]:
-    from worthit.cost.params import count_params
-
-    params = count_params(judgement.case.model)
-    return float(params.total), float(params.active)
-
-
-def _times(judgement: Judgement) -> dict[str, dict[str, float] | None]:
-    cost = judgement.cost
-    if not bool(cost.fits[0]):
-        return {}
-    names = ("ttft_s", "tpot_s", "request_s", "train_total_s")
-    found = {name: interval(getattr(cost, name)) for name in names if hasattr(cost, name)}
-    if hasattr(cost, "s_per_token"):
-        found["tokens_per_s"] = interval(1 / cost.s_per_token)
-    if hasattr(cost, "step_s") and hasattr(cost, "train_total_s"):
-        found["train_step_s"] = interval(cost.step_s)
-    return found
-
-
-def basis(judgement: Judgement) -> str:
-    """What stands behind the numbers."""
-    efficiency = judgement.case.hardware.device.efficiency
-    if efficiency.is_calibrated:
-        return f"formulas with efficiencies measured on this machine ({efficiency.source})"
-    return f"formulas, not calibrated here; efficiencies: {efficiency.source}"
 
 
 def bottleneck_lines(judgement: Judgement, terminal: Terminal) -> Iterator[str]:
@@ -131,8 +102,8 @@ def _table(judgement: Judgement, terminal: Terminal, *, is_full: bool, lang: str
     rows = sorted((v for v in judgement.verdicts if v.is_applicable), key=rank)
     if not rows:
         return
-    goal_metric = _goal_metric(judgement)
-    cells = [_cells(v, goal_metric) for v in rows]
+    metric = goal_metric(judgement)
+    cells = [_cells(v, metric) for v in rows]
     heads = HEADS[lang]
     widths = [max(map(len, column)) + MARGIN for column in zip(heads[:5], *cells, strict=True)]
     has_reason = terminal.width - sum(widths) >= LEAST_REASON
@@ -243,67 +214,14 @@ def _painted(v: Verdict, cells: tuple[str, ...], widths: list[int], terminal: Te
     return verdict + name + rest
 
 
-def rank(v: Verdict) -> tuple[int, bool, float, str]:
-    order = ("apply", "defer", "never").index(v.decision)
-    return order, v.is_present, v.predicted.ratio if v.predicted else 1.0, v.technique.id
-
-
-def _goal_metric(judgement: Judgement) -> str:
-    from worthit.judge.judge import GOAL_METRIC
-
-    return GOAL_METRIC[judgement.case.effective_goal]
-
-
-def _cells(v: Verdict, goal_metric: str) -> tuple[str, ...]:
+def _cells(v: Verdict, metric: str) -> tuple[str, ...]:
     return (
         mark(v),
         v.technique.id,
-        effect(v, goal_metric),
+        effect(v, metric),
         "in place" if v.is_present else v.technique.adoption,
         flip_text(v.flips[0]) if v.flips else "",
     )
-
-
-def mark(v: Verdict) -> str:
-    """Shape and word of a verdict; hollow and with `?` while only formulas stand behind it."""
-    if v.is_present and v.decision == "apply":
-        return "△ keep?" if v.evidence == "predicted" else "▲ keep"
-    if v.decision == "apply":
-        return "△ apply?" if v.evidence == "predicted" else "▲ apply"
-    return "◆ defer" if v.decision == "defer" else "■ never"
-
-
-def effect(v: Verdict, goal_metric: str) -> str:
-    """The speed-up with its interval, and of what where that is not the case's own goal."""
-    p = v.predicted
-    if p is None:
-        return "no number"
-    label = METRIC_LABELS.get(p.metric, "") if p.metric != goal_metric else ""
-    if p.ratio == 0:
-        text = "makes it fit"
-    elif p.ratio == float("inf"):
-        text = "no longer fits"
-    else:
-        mid, low, high = (factor(value) for value in (p.ratio, p.high, p.low))
-        text = f"{mid}x [{low}-{high}]" if low != high else f"{mid}x"
-    return f"{text} {label}".rstrip()
-
-
-def factor(ratio: float) -> str:
-    """How many times better, to the precision at which the model means anything."""
-    if ratio == 0:
-        return "inf"
-    value = 1 / ratio
-    return f"{value:.2f}" if value < 10 else three(value)
-
-
-def flip_text(flip: Flip) -> str:
-    """`apply at prompt >= 32000`."""
-    if isinstance(flip.value, str):
-        return f"{flip.becomes} at {flip.axis.replace('_', ' ')} {flip.value}"
-    sign = ">=" if flip.factor > 1 else "<="
-    value = f"{flip.value:.2g}x" if flip.axis == "model size" else f"{flip.value:.0f}"
-    return f"{flip.becomes} at {flip.axis} {sign} {value}"
 
 
 def _not_applicable(judgement: Judgement, terminal: Terminal, *, is_full: bool) -> Iterator[str]:

@@ -145,3 +145,11 @@ def warn(warnings: Iterable[str]) -> None:
     """What was assumed, and what is odd though possible, on stderr."""
     for warning in warnings:
         note(f"note: {warning}")
+
+
+def labelled(label: str, text: str, terminal: Terminal, *, width: int = 10) -> list[str]:
+    """`label` in front of a paragraph that hangs beside it; nothing where there is no text."""
+    if not text:
+        return []
+    lines = terminal.wrap(text, indent=width)
+    return [terminal.paint(label.ljust(width), "bold") + lines[0][width:], *lines[1:]]

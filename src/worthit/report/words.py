@@ -1,14 +1,16 @@
-"""A case and its cost in a few lines: what was judged, whether it fits, memory and times.
+"""Cases, costs and verdicts in words: what the terminal and the page say alike.
 
-Draws the records of `worthit.cost`; `worthit judge` and `worthit cost` share it.
+Draws the records of `worthit.cost` and the verdicts of `worthit.judge`; computes nothing.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from worthit.cli._terminal import Terminal
+from worthit.cost.record import interval as bounds
 from worthit.judge.bottleneck import percent
+from worthit.judge.judge import GOAL_METRIC, Judgement, Verdict
+from worthit.judge.verdict import Flip
 from worthit.judge.words import count, duration, size, three
 from worthit.spec.case import Case, Serving
 
@@ -78,7 +80,7 @@ def misfit_line(fit: Record) -> str | None:
     return f"DOES NOT FIT: {needs}. Nothing runs, so no time is given."
 
 
-def memory_line(memory: Record, terminal: Terminal) -> str:
+def memory_line(memory: Record) -> str:
     """What takes the memory of one device, and how much is left."""
     names = {
         "weights_bytes": "weights",
@@ -133,9 +135,93 @@ def interval(value: Record) -> str:
     return f"{mid} [{low} - {high}]"
 
 
-def labelled(label: str, text: str, terminal: Terminal, *, width: int = 10) -> list[str]:
-    """`label` in front of a paragraph that hangs beside it."""
-    if not text:
-        return []
-    lines = terminal.wrap(text, indent=width)
-    return [terminal.paint(label.ljust(width), "bold") + lines[0][width:], *lines[1:]]
+# Metrics that are not the time of the service say what they are about.
+METRIC_LABELS = {
+    "ttft_s": "ttft",
+    "stall_s": "stall",
+    "memory_bytes": "memory",
+    "context_shortfall": "context",
+}
+
+
+def basis(judgement: Judgement) -> str:
+    """What stands behind the numbers."""
+    efficiency = judgement.case.hardware.device.efficiency
+    if efficiency.is_calibrated:
+        return f"formulas with efficiencies measured on this machine ({efficiency.source})"
+    return f"formulas, not calibrated here; efficiencies: {efficiency.source}"
+
+
+def param_counts(judgement: Judgement) -> tuple[float, float]:
+    """Parameters in all, and those that one token meets."""
+    from worthit.cost.params import count_params
+
+    params = count_params(judgement.case.model)
+    return float(params.total), float(params.active)
+
+
+def times(judgement: Judgement) -> Record:
+    """Every time of the case with its interval; nothing where it does not fit."""
+    cost = judgement.cost
+    if not bool(cost.fits[0]):
+        return {}
+    names = ("ttft_s", "tpot_s", "request_s", "train_total_s")
+    found = {name: bounds(getattr(cost, name)) for name in names if hasattr(cost, name)}
+    if hasattr(cost, "s_per_token"):
+        found["tokens_per_s"] = bounds(1 / cost.s_per_token)
+    if hasattr(cost, "step_s") and hasattr(cost, "train_total_s"):
+        found["train_step_s"] = bounds(cost.step_s)
+    return found
+
+
+def rank(v: Verdict) -> tuple[int, bool, float, str]:
+    """Sorting key: apply, defer, never; what is in place last of its kind; then by gain."""
+    order = ("apply", "defer", "never").index(v.decision)
+    return order, v.is_present, v.predicted.ratio if v.predicted else 1.0, v.technique.id
+
+
+def goal_metric(judgement: Judgement) -> str:
+    """The metric that is judged where a technique names none of its own."""
+    return GOAL_METRIC[judgement.case.effective_goal]
+
+
+def mark(v: Verdict) -> str:
+    """Shape and word of a verdict; hollow and with `?` while only formulas stand behind it."""
+    if v.is_present and v.decision == "apply":
+        return "△ keep?" if v.evidence == "predicted" else "▲ keep"
+    if v.decision == "apply":
+        return "△ apply?" if v.evidence == "predicted" else "▲ apply"
+    return "◆ defer" if v.decision == "defer" else "■ never"
+
+
+def effect(v: Verdict, goal_metric: str) -> str:
+    """The speed-up with its interval, and of what where that is not the case's own goal."""
+    p = v.predicted
+    if p is None:
+        return "no number"
+    label = METRIC_LABELS.get(p.metric, "") if p.metric != goal_metric else ""
+    if p.ratio == 0:
+        text = "makes it fit"
+    elif p.ratio == float("inf"):
+        text = "no longer fits"
+    else:
+        mid, low, high = (factor(value) for value in (p.ratio, p.high, p.low))
+        text = f"{mid}x [{low}-{high}]" if low != high else f"{mid}x"
+    return f"{text} {label}".rstrip()
+
+
+def factor(ratio: float) -> str:
+    """How many times better, to the precision at which the model means anything."""
+    if ratio == 0:
+        return "inf"
+    value = 1 / ratio
+    return f"{value:.2f}" if value < 10 else three(value)
+
+
+def flip_text(flip: Flip) -> str:
+    """`apply at prompt >= 32000`."""
+    if isinstance(flip.value, str):
+        return f"{flip.becomes} at {flip.axis.replace('_', ' ')} {flip.value}"
+    sign = ">=" if flip.factor > 1 else "<="
+    value = f"{flip.value:.2g}x" if flip.axis == "model size" else f"{flip.value:.0f}"
+    return f"{flip.becomes} at {flip.axis} {sign} {value}"
