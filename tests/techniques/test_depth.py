@@ -17,6 +17,8 @@ from worthit.techniques.depth import (
     recursive_transformer,
 )
 from worthit.techniques.depth._loop import depth, spread
+from worthit.techniques.depth._tokens import tokens_for_fewer_params
+from worthit.techniques.optimizer import muon
 
 ALL = (
     deep_equilibrium,
@@ -162,3 +164,55 @@ def test_layers_routed_already_are_not_routed_again():
     looped = replace(llama_8b(), layers=(replace(attention_layer(), n_loops=2),) * 4)
     with pytest.raises(NotApplicable, match="loops or routes them already"):
         mixture_of_depths.apply(serving(looped))
+
+
+@pytest.mark.parametrize(
+    ("module", "most"),
+    [
+        (mixture_of_depths, 32 / 18),  # 18 of 32 layers passed
+        (mixture_of_recursions, 32 / 22),  # 2 + 30 x 2 / 3
+    ],
+)
+def test_training_saves_at_most_what_equal_flops_give_back(module, most):
+    needed = module.apply(training()).runtime.tokens_to_target
+    assert (needed.low, needed.high) == (1, pytest.approx(most))
+    assert needed.mid == pytest.approx(most**0.5)
+    assert module.apply(serving()).runtime.tokens_to_target is None
+
+
+def test_chinchilla_asks_more_tokens_of_fewer_parameters():
+    # Loss with A = 406.4, B = 410.7 (Hoffmann et al. 2022, equation 10) at a compute-optimal
+    # N = 8e9: D from alpha A / N^alpha = beta B / D^beta, then D' by trial for half of N.
+    a, b, alpha, beta, n = 406.4, 410.7, 0.34, 0.28, 8e9
+    d = (beta * b * n**alpha / (alpha * a)) ** (1 / beta)
+    target = a / n**alpha + b / d**beta
+    grown = next(
+        x / 1000
+        for x in range(1000, 9000)
+        if a / (n / 2) ** alpha + b / (d * x / 1000) ** beta <= target
+    )
+    assert tokens_for_fewer_params(2) == pytest.approx(grown, rel=0.01)
+    assert tokens_for_fewer_params(1) == 1
+
+
+def test_recursion_needs_up_to_what_chinchilla_asks():
+    needed = recursive_transformer.apply(training()).runtime.tokens_to_target
+    ratio = (32 * LAYER + AROUND) / (16 * LAYER + AROUND)
+    assert (needed.low, needed.high) == (1, pytest.approx(tokens_for_fewer_params(ratio)))
+
+
+def test_no_number_of_tokens_makes_up_for_one_layer_of_many():
+    with pytest.raises(NotApplicable, match="which no number of tokens makes up for"):
+        recursive_transformer.apply(training(replace(llama_8b(), vocab_size=1000)), n_loops=32)
+
+
+@pytest.mark.parametrize(
+    "module", [mixture_of_depths, mixture_of_recursions, recursive_transformer]
+)
+def test_tokens_come_back_with_any_optimizer(module):
+    plain = training()
+    assert module.remove(module.apply(plain)) == plain
+    orthogonal = muon.apply(plain)
+    restored = module.remove(module.apply(orthogonal)).runtime.tokens_to_target
+    expected = orthogonal.runtime.tokens_to_target
+    assert (restored.mid, restored.high) == pytest.approx((expected.mid, expected.high))

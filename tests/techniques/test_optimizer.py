@@ -9,6 +9,7 @@ from technique_cases import latent_layer, llama_8b, mamba, mixture, serving, tra
 
 from worthit.cost.params import count_params
 from worthit.errors import NotApplicable
+from worthit.spec.case import Range
 from worthit.spec.model import (
     S4,
     ChannelMix,
@@ -45,6 +46,14 @@ def test_nothing_is_optimized_while_serving(module):
 def test_disputed_gains_reach_to_none(module):
     tokens = module.apply(training()).runtime.tokens_to_target
     assert tokens.low < tokens.mid < 1 <= tokens.high
+
+
+def test_what_the_model_needs_more_of_multiplies():
+    case = training()
+    more = replace(case.runtime, tokens_to_target=Range(mid=2, low=1, high=4))
+    tokens = muon.apply(replace(case, runtime=more)).runtime.tokens_to_target
+    claimed = muon.TOKENS_TO_TARGET
+    assert tokens == Range(mid=2 * claimed.mid, low=claimed.low, high=4 * claimed.high)
 
 
 def test_muon_keeps_8_bytes_for_matrices_and_12_for_the_rest():

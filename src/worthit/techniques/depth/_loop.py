@@ -47,3 +47,8 @@ def unrolled(case: Case) -> Case:
 def depth(case: Case) -> int:
     """How many layers a token passes at most, each application of a loop counted."""
     return sum(layer.n_loops for layer in case.model.layers)
+
+
+def passed(case: Case) -> float:
+    """The share of that depth which a token passes on average."""
+    return sum(x.n_loops * x.token_fraction for x in case.model.layers) / depth(case)

@@ -6,7 +6,7 @@ Does nothing when: the model is so shallow that no layer can be skipped.
 Costs: pretraining with routers; a causal predictor of their choice for decoding.
 
 Held equal: parameters (and one vector of `d_model` a routed layer more). Quality is not: the paper
-matches it by training larger models on the saved compute.
+matches it at equal FLOPs, so training needs between as many tokens and as many FLOPs as before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from worthit.spec.case import Case
 from worthit.spec.model import Layer
 from worthit.techniques._change import change_layers
 from worthit.techniques._record import Evidence, Source, Technique
+from worthit.techniques.depth._loop import passed
 from worthit.techniques.depth._sources import RAPOSO_2024
+from worthit.techniques.depth._tokens import with_fewer_tokens, with_more_tokens
 
 HE_2024 = Source(
     cite="He et al. 2024",
@@ -47,7 +49,7 @@ def apply(case: Case, *, capacity: float = 0.125, every: int = 2) -> Case:
             f"mixture-of-depths routes layers that run once for every token; {case.model.name} "
             "loops or routes them already"
         )
-    return routed
+    return with_more_tokens(routed, 1 / passed(routed))
 
 
 def is_present(case: Case) -> bool:
@@ -57,7 +59,10 @@ def is_present(case: Case) -> bool:
 
 def remove(case: Case) -> Case:
     """Return `case` with such layers open to all tokens."""
-    return change_layers(case, lambda _, x: replace(x, token_fraction=1.0) if x.n_loops == 1 else x)
+    open_to_all = change_layers(
+        case, lambda _, x: replace(x, token_fraction=1.0) if x.n_loops == 1 else x
+    )
+    return with_fewer_tokens(open_to_all, 1 / passed(case))
 
 
 TECHNIQUE = Technique(

@@ -7,7 +7,8 @@ Does nothing when: the model is too shallow to loop.
 Costs: pretraining with a router; a cache whose length differs from loop to loop.
 
 Held equal: the depth that a token passes at most, and the width. With expert-choice capacities of
-3/3, 2/3 and 1/3 a token takes part in two of three applications.
+3/3, 2/3 and 1/3 a token takes part in two of three applications. Its authors match quality at equal
+FLOPs and better: training needs between as many tokens and as many FLOPs as before.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from worthit.errors import NotApplicable
 from worthit.spec.case import Case
 from worthit.techniques._change import with_model
 from worthit.techniques._record import Evidence, Technique
-from worthit.techniques.depth._loop import looped, unrolled
+from worthit.techniques.depth._loop import looped, passed, unrolled
 from worthit.techniques.depth._sources import BAE_2024, BAE_2025
+from worthit.techniques.depth._tokens import with_fewer_tokens, with_more_tokens
 
 
 def apply(case: Case, *, n_loops: int = 3, shares_cache: bool = False) -> Case:
@@ -45,12 +47,18 @@ def apply(case: Case, *, n_loops: int = 3, shares_cache: bool = False) -> Case:
         token_fraction=(n_loops + 1) / (2 * n_loops),
         shares=shares_cache,
     )
-    return with_model(case, replace(model, layers=(model.layers[0], *middle, model.layers[-1])))
+    routed = with_model(case, replace(model, layers=(model.layers[0], *middle, model.layers[-1])))
+    return with_more_tokens(routed, 1 / passed(routed))
 
 
 def is_present(case: Case) -> bool:
     """Whether looped layers are closed to some tokens."""
     return any(x.n_loops > 1 and x.token_fraction < 1 for x, _ in case.model.layer_kinds)
+
+
+def remove(case: Case) -> Case:
+    """Return `case` with each application as a layer of its own, open to every token."""
+    return with_fewer_tokens(unrolled(case), 1 / passed(case))
 
 
 TECHNIQUE = Technique(
@@ -63,7 +71,7 @@ TECHNIQUE = Technique(
     ),
     apply=apply,
     is_present=is_present,
-    remove=unrolled,
+    remove=remove,
     adoption="retrain",
     cost_of_adoption="Pretraining with routers; no way from a trained model is established.",
     nothing_when=(

@@ -5,19 +5,31 @@ Relieves: memory of weights, gradients and optimizer states, by up to `n_loops`.
 Does nothing when: what binds is arithmetic, cache or reading weights (they are read every time).
 Costs: retraining; quality below the untied model of the same depth.
 
-Held equal: depth, width and FLOPs a token. Layers are kept at even distances.
+Held equal: depth, width and FLOPs a token. Layers are kept at even distances. Training needs more
+tokens to the same loss: none more if depth is all that counts, as many as Chinchilla's law asks of
+a model of the parameters that are left if they are.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from worthit.cost.params import count_params
 from worthit.errors import NotApplicable
 from worthit.spec.case import Case
 from worthit.techniques._change import with_model
 from worthit.techniques._record import Evidence, Technique
 from worthit.techniques.depth._loop import looped, unrolled
 from worthit.techniques.depth._sources import BAE_2024, DEHGHANI_2018
+from worthit.techniques.depth._tokens import (
+    HOFFMANN_2022,
+    tokens_for_fewer_params,
+    with_fewer_tokens,
+    with_more_tokens,
+)
+
+# More than this many times the tokens is no training run that anybody would start.
+MOST_TOKENS = 20.0
 
 
 def apply(case: Case, *, n_loops: int = 2) -> Case:
@@ -32,7 +44,23 @@ def apply(case: Case, *, n_loops: int = 2) -> Case:
             f"recursive-transformer ties {n_loops} layers to one, got {model.n_layers} in all; it "
             f"needs {n_loops} or more"
         )
-    return with_model(case, replace(model, layers=looped(model.layers, n_loops)))
+    tied = with_model(case, replace(model, layers=looped(model.layers, n_loops)))
+    most = _most_tokens(case, tied)
+    if most > MOST_TOKENS:
+        raise NotApplicable(
+            f"recursive-transformer with {n_loops} loops leaves 1 / {_ratio(case, tied):.3g} of "
+            f"the parameters of {model.name}, which no number of tokens makes up for; use fewer "
+            "loops"
+        )
+    return with_more_tokens(tied, most)
+
+
+def _ratio(untied: Case, tied: Case) -> float:
+    return count_params(untied.model).total / count_params(tied.model).total
+
+
+def _most_tokens(untied: Case, tied: Case) -> float:
+    return tokens_for_fewer_params(_ratio(untied, tied))
 
 
 def is_present(case: Case) -> bool:
@@ -42,6 +70,12 @@ def is_present(case: Case) -> bool:
     )
 
 
+def remove(case: Case) -> Case:
+    """Return `case` with each application as a layer of its own."""
+    untied = unrolled(case)
+    return with_fewer_tokens(untied, _most_tokens(untied, case))
+
+
 TECHNIQUE = Technique(
     id="recursive-transformer",
     name="Recursive (looped) transformer",
@@ -49,7 +83,7 @@ TECHNIQUE = Technique(
     bottleneck="Every layer stores parameters of its own, though neighbours compute alike.",
     apply=apply,
     is_present=is_present,
-    remove=unrolled,
+    remove=remove,
     adoption="retrain",
     cost_of_adoption=(
         "Training from scratch, or tying a trained model and training on tens of billions of "
@@ -66,7 +100,7 @@ TECHNIQUE = Technique(
         "Loops need norms or input injection to stay stable, more so beyond the trained number.",
         "At equal parameters it is slower than a plain model, at equal FLOPs a little worse.",
     ),
-    sources=(BAE_2024, DEHGHANI_2018),
+    sources=(BAE_2024, DEHGHANI_2018, HOFFMANN_2022),
     evidence=(
         Evidence(
             claim="Gemma 2B tied to half its layers and trained on, with low-rank differences, "

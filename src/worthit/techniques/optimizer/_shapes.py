@@ -61,8 +61,18 @@ def with_optimizer(
     flops_of: Callable[[int, int], float],
     tokens_to_target: Range,
 ) -> Case:
-    """`case` trained with optimizer `name` on its matrices and AdamW on the rest."""
+    """`case` trained with optimizer `name` on its matrices and AdamW on the rest.
+
+    Tokens that the model itself needs more or less of (mixture of depths) multiply.
+    """
     require_training(case, name)
+    now = case.runtime.tokens_to_target
+    if now is not None and case.runtime.optimizer == "adamw":
+        tokens_to_target = Range(
+            mid=now.mid * tokens_to_target.mid,
+            low=now.low * tokens_to_target.low,
+            high=now.high * tokens_to_target.high,
+        )
     return with_runtime(
         case,
         optimizer=name,
