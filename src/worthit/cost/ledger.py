@@ -207,8 +207,13 @@ def around_ops(model: ModelSpec, p: Pass) -> Iterator[Op]:
     d = model.d_model * p.width
     yield elementwise("embedding", p, d)
     logits = p.tokens if p.logits is None else p.batch * p.logits
+    width: Number = d
+    if model.embedding_dim is not None and model.embedding_dim != model.d_model:
+        width = model.embedding_dim * p.width
+        yield matmul("projection in", p, width, d)
+        yield matmul("projection out", p, d, width, tokens=logits)
     head = matmul(
-        "output head", p, d, model.vocab_size, tokens=logits, storage=p.precision.embeddings
+        "output head", p, width, model.vocab_size, tokens=logits, storage=p.precision.embeddings
     )
     exits: EarlyExit | None = model.early_exit
     if exits is not None and p.phase == "decode":
