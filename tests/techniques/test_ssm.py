@@ -17,6 +17,7 @@ from worthit.spec.model import (
     EarlyExit,
     FeedForward,
     LatentAttention,
+    Layer,
     LinearAttention,
     Mamba,
     Mamba2,
@@ -152,3 +153,20 @@ def test_exits_follow_their_layers():
 def test_a_model_without_attention_is_refused(module):
     with pytest.raises(NotApplicable, match="this model has none: its layers are rwkv"):
         module.apply(CASES["rwkv-chat"])
+
+
+def test_a_feed_forward_layer_of_its_own_takes_up_the_difference():
+    # Nemotron-H's pattern: bare mixers and bare feed-forwards in turn.
+    block = Layer(
+        mixers=(Mamba2(n_heads=32, head_dim=64, d_state=128, n_groups=1, d_conv=4),), ffn=None
+    )
+    wide = Layer(mixers=(), ffn=FeedForward(d_ff=4096, is_gated=False, activation="relu2"))
+    heads = Layer(mixers=(Attention(n_heads=16, n_kv_heads=4, head_dim=64),), ffn=None)
+    layers = (block, wide, block, wide, heads, wide)
+    before = serving(replace(jamba(), layers=layers))
+    after = hybrid.remove(before)
+    assert [len(x.mixers) for x in after.model.layers] == [1, 0, 1, 0, 1, 0]
+    assert after.model.layers[5] == wide
+    assert count_params(after.model).total == pytest.approx(
+        count_params(before.model).total, rel=0.001
+    )

@@ -123,15 +123,20 @@ def with_ffn_of_equal_size(layer: Layer, mixers: tuple[Mixer, ...], d_model: int
     RWKV's channel mixing becomes a gated feed-forward. A mixture of experts keeps its size: next to
     it a mixer is small.
     """
-    budget = count_layer(layer, d_model).total
     ffn = FeedForward(d_ff=layer.ffn.d_ff) if isinstance(layer.ffn, ChannelMix) else layer.ffn
     changed = replace(layer, mixers=mixers, ffn=ffn)
+    return _grown(changed, layer, changed, d_model)
+
+
+def _grown(layer: Layer, was: Layer, now: Layer, d_model: int) -> Layer:
+    """`layer` with its dense feed-forward wider by what `now` has fewer parameters than `was`."""
+    ffn = layer.ffn
     if not isinstance(ffn, FeedForward):
-        return changed
-    excess = budget - count_layer(changed, d_model).total
+        return layer
+    missing = count_layer(was, d_model).total - count_layer(now, d_model).total
     n_matrices = 3 if ffn.is_gated else 2
-    d_ff = max(rounded(ffn.d_ff + excess / (n_matrices * d_model)), WIDTH_MULTIPLE)
-    return replace(changed, ffn=replace(ffn, d_ff=d_ff))
+    d_ff = max(rounded(ffn.d_ff + missing / (n_matrices * d_model)), WIDTH_MULTIPLE)
+    return replace(layer, ffn=replace(ffn, d_ff=d_ff))
 
 
 def usual_attention(model: ModelSpec) -> Softmax:
@@ -159,9 +164,9 @@ def to_attention(case: Case, is_target: Callable[[Mixer], bool]) -> Case:
     """`case` with attention in place of every mixer that `is_target` names, parameters equal.
 
     Two bare blocks in a row (Mamba) become one layer of attention and gated feed-forward; elsewhere
-    the mixer alone is swapped and the dense feed-forward beside it takes up the difference. Beside
-    a parallel attention (Falcon-H1) the mixer is only left out. A model that had no attention and
-    no positions gets rotary ones.
+    the mixer alone is swapped and the dense feed-forward beside it, or in the layer after it
+    (Nemotron-H), takes up the difference. Beside a parallel attention (Falcon-H1) the mixer is only
+    left out. A model that had no attention and no positions gets rotary ones.
     """
     model = case.model
     attention = usual_attention(model)
@@ -178,6 +183,9 @@ def to_attention(case: Case, is_target: Callable[[Mixer], bool]) -> Case:
 
     def change(index: int, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         layer = layers[index]
+        if not layer.mixers and place[index - 1] % 2 == 1 and index > 0:
+            before = layers[index - 1]
+            return (_grown(layer, before, replace(before, mixers=(attention,)), d),)
         if not any(is_target(m) for m in layer.mixers):
             return (layer,)
         follows = index + 1 < len(layers) and is_bare(layers[index + 1])
@@ -205,8 +213,8 @@ def to_blocks(case: Case, make: Callable[[float], Mixer]) -> Case:
     `make(width)` builds the mixer of about that inner width. A layer of attention and dense
     feed-forward becomes as many blocks, each a norm and a mixer, as come nearest to its parameters
     at width `2 * d_model`, and the width then moves to meet them (Gu & Dao 2023, section 3.4, put
-    two blocks for one such layer). Beside a mixture of experts, or where no feed-forward stands in
-    the layer, the mixer alone is swapped at width `2 * d_model`.
+    two blocks for one such layer). Beside a mixture of experts or another mixer, or where no
+    feed-forward stands in the layer, the mixer alone is swapped at width `2 * d_model`.
     """
     d = case.model.d_model
 
@@ -217,7 +225,7 @@ def to_blocks(case: Case, make: Callable[[float], Mixer]) -> Case:
         wide = make(2.0 * d)
         if len(layer.mixers) > 1 or not isinstance(layer.ffn, FeedForward):
             kept = tuple(m for m in layer.mixers if not isinstance(m, Softmax))
-            return (replace(layer, mixers=(*kept, wide)),)
+            return (with_ffn_of_equal_size(layer, (*kept, wide), d),)
         bare = replace(
             layer,
             mixers=(wide,),
