@@ -228,7 +228,7 @@ def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdi
         other = evaluate(changed, base.points)
     except NotApplicable as error:
         found = None if unseen else False
-        text = _sentence(str(error))
+        text = _sentence(str(error), t.id)
         return replace(blank, reason=text, is_applicable=False, has_bottleneck=found)
     before, after = (other, base) if present else (base, other)
     metric = t.metric or GOAL_METRIC[case.effective_goal]
@@ -363,6 +363,8 @@ def _flip_json(flip: Flip) -> dict[str, Any]:
     }
 
 
-def _sentence(text: str) -> str:
-    text = text[:1].upper() + text[1:]
+def _sentence(text: str, name: str) -> str:
+    """`text` as a sentence; an id at its start stays as people type it."""
+    if not text.startswith(name):
+        text = text[:1].upper() + text[1:]
     return text if text.endswith(".") else text + "."
