@@ -21,6 +21,7 @@ from technique_cases import (
 from worthit.cost.train import TrainCost
 from worthit.errors import NotApplicable
 from worthit.spec.case import Layout
+from worthit.spec.model import Precision
 from worthit.techniques.parallel import (
     activation_checkpointing,
     context_parallel,
@@ -186,6 +187,14 @@ def test_adam_holds_16_bytes_a_parameter_and_fsdp_divides_them():
     assert held_bytes(alone(64)) == 16 * TOTAL
     state = sum(np.ravel(part)[0] for part in TrainCost(fsdp.apply(alone(64))).state)
     assert state == pytest.approx(16 * TOTAL / 64)
+
+
+def test_experts_are_held_in_their_own_format():
+    # 4 layers of 8 experts of 3 x 512 x 1024, at 4.25 bits where the rest has 16.
+    experts = 4 * 8 * 3 * 512 * 1024
+    narrow = replace(mixture(), precision=Precision(experts="mxfp4"))
+    saved = held_bytes(serving(mixture())) - held_bytes(serving(narrow))
+    assert saved == experts * (16 - 4.25) / 8
 
 
 def test_sharding_needs_replicas():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from technique_cases import device, llama_8b, serving, training
+from technique_cases import device, llama_8b, mixture, serving, training
 
 from worthit.errors import NotApplicable
 from worthit.spec.formats import format_of
@@ -121,3 +121,35 @@ def test_master_copies_stay_in_the_optimizer():
     assert after.runtime.optimizer_bytes_per_param == 12
     mx = mx_training.apply(case).model.precision
     assert format_of(mx.weights).bits == 8 + 8 / 32  # an 8-bit exponent for every 32
+
+
+def experts_apart(weights="bf16", experts="mxfp4"):
+    """A mixture whose routed experts have a format of their own, as gpt-oss."""
+    return replace(mixture(), precision=Precision(weights=weights, experts=experts))
+
+
+def test_narrow_experts_stay_while_the_rest_is_narrowed():
+    after = int8_weights.apply(serving(experts_apart())).model.precision
+    assert (after.weights, after.experts) == ("int8", "mxfp4")
+    four = int4_weights.apply(serving(experts_apart(experts="fp8"))).model.precision
+    assert (four.weights, four.experts) == ("int4-g128", "int4-g128")
+
+
+def test_narrow_experts_are_in_place_and_widen_to_the_rest():
+    case = serving(experts_apart())
+    assert int4_weights.is_present(case)
+    assert int4_weights.remove(case) == serving(mixture())
+
+
+def test_nothing_left_to_narrow():
+    with pytest.raises(
+        NotApplicable, match=r"the experts in int8 .* in mxfp4 \(4.25 bits\) already"
+    ):
+        int8_weights.apply(serving(experts_apart(weights="int8")))
+
+
+@pytest.mark.parametrize("module", [bitnet, fp8_training, mx_training])
+def test_retrained_formats_leave_no_experts_apart(module):
+    case = replace(before(module), model=experts_apart(experts="fp8-block"))
+    after = module.apply(case).model.precision
+    assert after.experts is None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from math import prod
 
-from worthit.cost.params import count_layer, count_params
+from worthit.cost.params import count_layer, count_params, ffn_params
 from worthit.errors import NotApplicable
 from worthit.spec.case import Case, Training
 from worthit.spec.formats import format_of
+from worthit.spec.model import MoE
 from worthit.techniques._record import Source
 
 # Share of a device's memory that weights and states may fill; the rest is cache or activations.
@@ -62,8 +63,17 @@ def held_bytes(case: Case) -> float:
     model = case.model
     inside = sum(count_layer(layer, model.d_model).total * n for layer, n in model.layer_kinds)
     total = count_params(model).total
+    experts = sum(
+        layer.ffn.n_experts * ffn_params(layer.ffn.expert, model.d_model).total * n
+        for layer, n in model.layer_kinds
+        if isinstance(layer.ffn, MoE)
+    )
     p = model.precision
-    held = inside * format_of(p.weights).bytes + (total - inside) * format_of(p.embeddings).bytes
+    held = (
+        (inside - experts) * format_of(p.weights).bytes
+        + experts * format_of(p.of_experts).bytes
+        + (total - inside) * format_of(p.embeddings).bytes
+    )
     if isinstance(case.workload, Training):
         held += total * (GRADIENT_BYTES + case.runtime.optimizer_bytes_per_param)
     return held

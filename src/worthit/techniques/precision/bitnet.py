@@ -33,7 +33,7 @@ def apply(case: Case) -> Case:
     """Return `case` as a BitNet b1.58 of the same shape."""
     require_serving(case, "bitnet")
     require_narrower("bitnet", "weights", case.model.precision.weights, "ternary")
-    return with_precision(case, weights="ternary", activations="int8")
+    return with_precision(case, weights="ternary", experts=None, activations="int8")
 
 
 def is_present(case: Case) -> bool:

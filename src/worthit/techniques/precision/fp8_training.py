@@ -41,7 +41,7 @@ def apply(case: Case) -> Case:
             f"fp8-training needs matrix units that compute in fp8; {device.name} has none; "
             "H100, MI300X and their successors have"
         )
-    return with_precision(case, weights="fp8", activations="fp8")
+    return with_precision(case, weights="fp8", experts=None, activations="fp8")
 
 
 def is_present(case: Case) -> bool:

@@ -11,15 +11,10 @@ Held equal: the arithmetic, still in 16 bits (weight-only).
 from __future__ import annotations
 
 from worthit.spec.case import Case
-from worthit.spec.formats import format_of
-from worthit.techniques._change import (
-    require_narrower,
-    require_serving,
-    wide_format,
-    with_precision,
-)
+from worthit.techniques._change import require_serving
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.precision._sources import GPT_FAST_2023
+from worthit.techniques.precision._weights import any_weights, is_4_bit, widened, with_weights
 
 LIN_2023 = Source(
     cite="Lin et al. 2023",
@@ -38,18 +33,17 @@ FRANTAR_2022 = Source(
 def apply(case: Case, *, format: str = "int4-g128") -> Case:
     """Return `case` with its matrices in `format`: groups of 128 (AWQ, GPTQ), 64 or 32."""
     require_serving(case, "int4-weights")
-    require_narrower("int4-weights", "weights", case.model.precision.weights, format)
-    return with_precision(case, weights=format)
+    return with_weights(case, "int4-weights", format)
 
 
 def is_present(case: Case) -> bool:
-    """Whether weights are kept in a 4-bit format, integer or floating."""
-    return format_of(case.model.precision.weights).math in ("int4", "fp4")
+    """Whether weights, or the routed experts', are kept in a 4-bit format, integer or floating."""
+    return any_weights(case, is_4_bit)
 
 
 def remove(case: Case) -> Case:
-    """Return `case` with its weights in the format of the activations."""
-    return with_precision(case, weights=wide_format(case))
+    """Return `case` with such weights in the format of the activations."""
+    return widened(case, is_4_bit)
 
 
 TECHNIQUE = Technique(

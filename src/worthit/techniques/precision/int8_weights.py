@@ -11,14 +11,10 @@ Held equal: the arithmetic, still in 16 bits (weight-only).
 from __future__ import annotations
 
 from worthit.spec.case import Case
-from worthit.techniques._change import (
-    require_narrower,
-    require_serving,
-    wide_format,
-    with_precision,
-)
+from worthit.techniques._change import require_serving
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.precision._sources import GPT_FAST_2023
+from worthit.techniques.precision._weights import any_weights, is_int8, widened, with_weights
 
 DETTMERS_2022 = Source(
     cite="Dettmers et al. 2022",
@@ -38,18 +34,17 @@ XIAO_2022 = Source(
 def apply(case: Case, *, format: str = "int8") -> Case:
     """Return `case` with its matrices in `format`: `int8`, or `int8-g32` (Q8_0)."""
     require_serving(case, "int8-weights")
-    require_narrower("int8-weights", "weights", case.model.precision.weights, format)
-    return with_precision(case, weights=format)
+    return with_weights(case, "int8-weights", format)
 
 
 def is_present(case: Case) -> bool:
-    """Whether weights are kept in an int8 format."""
-    return case.model.precision.weights.startswith("int8")
+    """Whether weights, or the routed experts', are kept in an int8 format."""
+    return any_weights(case, is_int8)
 
 
 def remove(case: Case) -> Case:
-    """Return `case` with its weights in the format of the activations."""
-    return with_precision(case, weights=wide_format(case))
+    """Return `case` with such weights in the format of the activations."""
+    return widened(case, is_int8)
 
 
 TECHNIQUE = Technique(
