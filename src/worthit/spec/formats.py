@@ -85,3 +85,13 @@ def format_of(name: str) -> Format:
         return FORMATS[name]
     except KeyError:
         raise unknown_name("number format", name, FORMATS) from None
+
+
+def arithmetic(storage: str, activations: str) -> str:
+    """What a product of stored weights and activations computes in: the wider of the two."""
+    a, b = format_of(storage).math, format_of(activations).math
+    order = ("int4", "fp4", "int8", "fp8", "fp16", "bf16", "fp32")
+    # Integer and floating formats of one width do not meet in a matrix unit.
+    if {a, b} in ({"int4", "fp4"}, {"int8", "fp8"}):
+        return "bf16"
+    return max(a, b, key=order.index)

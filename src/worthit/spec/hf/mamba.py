@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from worthit.spec.hf._fields import Fields
-from worthit.spec.hf._parts import activation, shared
+from worthit.spec.hf._parts import MAX_LAYERS, activation, shared
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import Layer, Mamba, Mamba2, ModelSpec, Norm, Position
 
@@ -97,7 +97,8 @@ def _mamba_sizes(fields: Fields) -> dict[str, Any]:
 
 def _model(fields: Fields, mixer: Mamba | Mamba2, *, is_tied: bool) -> ModelSpec:
     fields.ignore(*_WITHOUT_EFFECT)
-    d_model, n_layers = fields.size("hidden_size"), fields.size("num_hidden_layers")
+    d_model = fields.size("hidden_size")
+    n_layers = fields.size("num_hidden_layers", at_most=MAX_LAYERS)
     # Copies of the sizes under the original repository's names.
     for name, value in (("d_model", d_model), ("n_layer", n_layers), ("rms_norm", True)):
         fields.choice(name, value, value)

@@ -42,7 +42,8 @@ def qwen2_moe(fields: Fields) -> ModelSpec:
     return decoder.model(
         [
             decoder.layer(decoder.attention(has_qkv_bias=has_bias, window=reach), ffn)
-            for reach, ffn in zip(windows(fields, n_layers, window, is_local), ffns, strict=True)
+            # Of unequal lengths only where a problem was found already.
+            for reach, ffn in zip(windows(fields, n_layers, window, is_local), ffns, strict=False)
         ],
         is_tied=False,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from worthit.spec.hf._fields import Fields
+from worthit.spec.hf._parts import MAX_LAYERS
 from worthit.spec.hf._read import Reader
 from worthit.spec.model import ChannelMix, Layer, ModelSpec, Norm, Position, Rwkv
 
 
 def rwkv(fields: Fields) -> ModelSpec:
     """RWKV-4: time mixing, then channel mixing; the first norm is on the embeddings."""
-    d_model, n_layers = fields.size("hidden_size"), fields.size("num_hidden_layers")
+    d_model = fields.size("hidden_size")
+    n_layers = fields.size("num_hidden_layers", at_most=MAX_LAYERS)
     # The final norm's eps is 1e-5 whatever the file says; every published file says 1e-5.
     norm = Norm(kind="layernorm", eps=fields.number("layer_norm_epsilon", 1e-5), has_bias=True)
     # Halving the stream every few layers keeps fp16 in range; norms take it out again.
