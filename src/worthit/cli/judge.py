@@ -58,7 +58,12 @@ def command(
         check_target(page)
     from worthit.judge.judge import judge_case
 
-    judgement = judge_case(case, only=split_names(only), on_top_of=split_names(on_top_of))
+    judgement = judge_case(
+        case,
+        only=split_names(only),
+        on_top_of=split_names(on_top_of),
+        with_curves=page is not None,
+    )
     _terminal.warn(judgement.case.warnings)
     if page is not None:
         from worthit.report.write import write_page
