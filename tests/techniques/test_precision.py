@@ -61,7 +61,7 @@ def test_weight_bytes_of_llama_8b(module, format, weights_bytes):
 def test_ternary_weights_take_an_eighth_and_meet_8_bit_activations():
     after = bitnet.apply(serving()).model.precision
     assert format_of(after.weights).bits == 16 / 8
-    assert after.activations == "int8"
+    assert (after.activations, after.operands) == ("bf16", "int8")
     assert after.embeddings == "bf16"
 
 
@@ -113,14 +113,15 @@ def test_microscaling_needs_more_than_fp8_and_points_to_what_fits():
         mx_training.apply(training(on=device(has_fp8=False)))
 
 
-def test_master_copies_stay_in_the_optimizer():
+def test_only_what_enters_products_is_narrow_in_training():
     case = before(fp8_training)
     after = fp8_training.apply(case)
-    # 1 byte of weights and 12 of fp32 master, m and v, where bf16 has 2 and 12.
-    assert format_of(after.model.precision.weights).bytes == 1
+    precision = after.model.precision
+    assert (precision.weights, precision.activations) == ("bf16", "bf16")
+    assert precision.math_of(precision.weights) == "fp8"
     assert after.runtime.optimizer_bytes_per_param == 12
     mx = mx_training.apply(case).model.precision
-    assert format_of(mx.weights).bits == 8 + 8 / 32  # an 8-bit exponent for every 32
+    assert format_of(mx.operands).bits == 8 + 8 / 32  # an 8-bit exponent for every 32
 
 
 def experts_apart(weights="bf16", experts="mxfp4"):
@@ -148,8 +149,7 @@ def test_nothing_left_to_narrow():
         int8_weights.apply(serving(experts_apart(weights="int8")))
 
 
-@pytest.mark.parametrize("module", [bitnet, fp8_training, mx_training])
-def test_retrained_formats_leave_no_experts_apart(module):
-    case = replace(before(module), model=experts_apart(experts="fp8-block"))
-    after = module.apply(case).model.precision
+def test_ternary_weights_leave_no_experts_apart():
+    case = replace(before(bitnet), model=experts_apart(experts="fp8-block"))
+    after = bitnet.apply(case).model.precision
     assert after.experts is None

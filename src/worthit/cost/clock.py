@@ -28,7 +28,7 @@ UNCERTAINTY: dict[str, float] = {
     "scan": 0.30,
     "elementwise": 0.25,
     "comm": 0.25,
-    # Weight-only kernels where their dequantization was fitted, and narrow formats that were not.
+    # 8-bit products and weight-only kernels, whose efficiencies were fitted; 4-bit ones were not.
     "quantized": 0.20,
     "narrow": 0.50,
     "launch": 0.30,
@@ -40,6 +40,9 @@ CALIBRATED_SHARE = 1 / 3
 # Achieved bytes/s of weight-only kernels, of what bf16 weights reach: fitted on gpt-fast's
 # measured int8 and int4 decode, A100 (README of pytorch-labs/gpt-fast, 2023).
 DEQUANTIZATION = {"int8": 0.77, "int4": 0.62, "fp8": 0.90, "fp4": 0.62}
+# Share of the efficiency of 16-bit products that narrower ones reach, beside their higher peak: fp8
+# 0.66 of it against 0.80 in measured H100 tables (ai-dynamo/aiconfigurator).
+NARROW_COMPUTE = {"fp8": 0.82, "int8": 0.82, "fp4": 0.82}
 # Scans and short recurrences run on vector units; share of their peak that they reach.
 SCAN_COMPUTE = 0.5
 # Links reach about this share of their one-way rate in large collectives.
@@ -82,6 +85,13 @@ class PassTime:
         """The same pass with every time multiplied."""
         causes = {name: seconds * share for name, seconds in self.causes.items()}
         return PassTime(self.layers * share, self.around * share, causes)
+
+    def with_layers(self, share: float) -> PassTime:
+        """The same pass through that share of the layers; what surrounds them stays."""
+        layers = self.layers * share
+        whole = layers.sum(axis=0) + self.around.sum(axis=0)
+        causes = {name: seconds * whole / self.mid for name, seconds in self.causes.items()}
+        return PassTime(layers, self.around, causes)
 
 
 def scenario_factors(is_calibrated: bool) -> Array:
@@ -178,7 +188,7 @@ def _rates(op: Op, device: Device, is_decode: bool) -> tuple[float, float, float
         stored = format_of(op.storage).math
         if stored != op.math:
             memory *= DEQUANTIZATION.get(stored, 1.0)
-    return peak * e.gemm_compute, memory, e.launch_s
+    return peak * e.gemm_compute * NARROW_COMPUTE.get(op.math, 1.0), memory, e.launch_s
 
 
 def _factor(op: Op) -> int:
@@ -187,6 +197,8 @@ def _factor(op: Op) -> int:
         stored = format_of(op.storage).math
         if stored in ("int4", "int8") and stored != op.math:
             return FACTORS.index("quantized")
-        if stored in ("fp4",):
+        if op.math == "fp4" or stored == "fp4":
             return FACTORS.index("narrow")
+        if op.math in ("fp8", "int8"):
+            return FACTORS.index("quantized")
     return FACTORS.index(op.kernel)

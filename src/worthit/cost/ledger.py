@@ -124,27 +124,31 @@ def matmul(
     """A weight matrix `rows x columns` applied to every token, split over `tensor` devices."""
     tokens = p.tokens if tokens is None else tokens
     storage = p.precision.weights if storage is None else storage
-    activation = format_of(p.precision.activations)
     size = rows * columns / p.tensor
     return Op(
         name=name,
         kernel=kernel,
         flops=2.0 * tokens * size,
         weights=size * format_of(storage).bytes,
-        other=tokens * (rows + columns) / p.tensor * activation.bytes,
-        math=arithmetic(storage, p.precision.activations),
+        other=tokens * (operand_bytes(p) * rows + activation_bytes(p) * columns) / p.tensor,
+        math=p.precision.math_of(storage),
         storage=storage,
     )
 
 
-def arithmetic(storage: str, activations: str) -> str:
-    """What a product of stored weights and activations computes in: the wider of the two."""
-    a, b = format_of(storage).math, format_of(activations).math
-    order = ("int4", "fp4", "int8", "fp8", "fp16", "bf16", "fp32")
-    # Integer and floating formats of one width do not meet in a matrix unit.
-    if {a, b} in ({"int4", "fp4"}, {"int8", "fp8"}):
-        return "bf16"
-    return max(a, b, key=order.index)
+def activation_bytes(p: Pass) -> float:
+    """Bytes of one activation."""
+    return format_of(p.precision.activations).bytes
+
+
+def operand_bytes(p: Pass) -> float:
+    """Bytes moved for one activation that enters a product: read, and cast first where it must be.
+
+    A cast reads the activation and writes the operand, which the product then reads.
+    """
+    if p.precision.operands is None:
+        return activation_bytes(p)
+    return activation_bytes(p) + 2 * format_of(p.precision.operands).bytes
 
 
 def elementwise(name: str, p: Pass, width: Number, *, n: float = 1.0) -> Op:
@@ -184,13 +188,25 @@ def build(model: ModelSpec, p: Pass) -> list[Op]:
 
 
 def layer_ops(layer: Layer, model: ModelSpec, p: Pass) -> Iterator[Op]:
-    """One layer: norms and residuals, mixers, feed-forward, and what tensor parallelism sends."""
+    """One layer, for the tokens that a mixture of depths lets through."""
+    if layer.token_fraction == 1:
+        yield from _inside(layer, model, p)
+        return
+    yield elementwise("token router", p, model.d_model * p.width)
+    through = layer.token_fraction
+    routed = replace(p, new=p.new * through, past=p.past * through)
+    # Weights are read and kernels started only in passes in which some token comes through.
+    visited = 1.0 - (1.0 - through) ** p.tokens
+    for op in _inside(layer, model, routed):
+        op.weights, op.launches = op.weights * visited, op.launches * visited
+        yield op
+
+
+def _inside(layer: Layer, model: ModelSpec, p: Pass) -> Iterator[Op]:
+    """Norms and residuals, mixers, feed-forward, and what tensor parallelism sends."""
     from worthit.cost.ops import ffn_ops, mixer_ops
 
     d = model.d_model * p.width
-    if layer.token_fraction < 1:
-        yield elementwise("token router", p, d)
-        p = replace(p, new=p.new * layer.token_fraction, past=p.past * layer.token_fraction)
     yield elementwise("norms", p, d, n=float(n_norms(layer)))
     for mixer in layer.mixers:
         yield from mixer_ops(mixer, d, p)

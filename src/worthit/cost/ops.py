@@ -11,7 +11,15 @@ from functools import singledispatch
 
 import numpy as np
 
-from worthit.cost.ledger import Number, Op, Pass, arithmetic, elementwise, matmul
+from worthit.cost.ledger import (
+    Number,
+    Op,
+    Pass,
+    activation_bytes,
+    elementwise,
+    matmul,
+    operand_bytes,
+)
 from worthit.spec.formats import format_of
 from worthit.spec.model import (
     S4,
@@ -65,7 +73,7 @@ def _(mixer: Attention, d: Number, p: Pass) -> Iterator[Op]:
             name="low-rank keys and values",
             kernel="gemm",
             flops=4.0 * p.tokens * mixer.low_rank * kv / p.tensor,
-            other=2 * p.tokens * kv / p.tensor * format_of(p.precision.activations).bytes,
+            other=2 * p.tokens * kv / p.tensor * activation_bytes(p),
         )
         visible: Number = float(mixer.low_rank)
     elif mixer.chunk is not None:
@@ -105,7 +113,7 @@ def attend(
     if not p.is_fused:
         if p.phase != "decode":
             keys = p.past + p.new
-        activation = format_of(p.precision.activations).bytes
+        activation = activation_bytes(p)
         scores = SCORE_TRIPS * p.tokens * heads * keys * activation
     return Op(
         name="attention",
@@ -113,7 +121,7 @@ def attend(
         flops=2.0 * p.tokens * heads * (d_qk + d_v) * keys / p.context,
         cache=p.batch * cached * (past_read + p.new) * cache_size / p.context,
         scores=scores / p.context,
-        other=p.tokens * heads * (d_qk + d_v) * format_of(p.precision.activations).bytes,
+        other=p.tokens * heads * (d_qk + d_v) * activation_bytes(p),
         math=format_of(p.precision.activations).math
         if p.precision.activations in ("fp32", "fp16")
         else "bf16",
@@ -219,7 +227,7 @@ def _recurrence(
         kernel="scan",
         flops=p.tokens * (step_flops if is_decode else chunk_flops),
         cache=p.batch * state_bytes * (p.new if is_decode else 1.0),
-        other=p.tokens * streams / p.tensor * format_of(p.precision.activations).bytes,
+        other=p.tokens * streams / p.tensor * activation_bytes(p),
         launches=1.0 if p.is_compiled else UNCOMPILED_RECURRENCE,
         math="vector" if is_decode else math,
     )
@@ -342,14 +350,13 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
     if ffn.capacity_factor is not None and n_used < n:
         # Every expert computes its whole capacity, padding included, however few tokens it got.
         routed = routed * ffn.capacity_factor
-    activation = format_of(p.precision.activations).bytes
     yield Op(
         name="experts",
         kernel="moe",
         flops=2.0 * routed * size,
         weights=touched * size * format_of(p.precision.of_experts).bytes,
-        other=routed * (2 * d + 2 * width / p.tensor) * activation,
-        math=arithmetic(p.precision.of_experts, p.precision.activations),
+        other=routed * (operand_bytes(p) + activation_bytes(p)) * (d + width / p.tensor),
+        math=p.precision.math_of(p.precision.of_experts),
         storage=p.precision.of_experts,
         launches=float(MOE_LAUNCHES),
     )
@@ -357,7 +364,7 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
     yield Op(
         name="all-to-all",
         kernel="comm",
-        sent=2 * routed * d * activation * (p.expert - 1.0) / p.expert,
+        sent=2 * routed * d * activation_bytes(p) * (p.expert - 1.0) / p.expert,
         launches=2 * sends,
     )
     if ffn.shared is not None:

@@ -204,7 +204,11 @@ class ServeCost(CaseCost):
             new = 1.0 + s.draft_len * s.branches
         # Micro-batches follow one another through the stages; each step waits for all of them.
         batch = self.batch / np.minimum(self.degrees.pipeline, self.batch)
-        return self.timed(self.forward("decode", batch=batch, new=new, past=self.mean_context))
+        time = self.timed(self.forward("decode", batch=batch, new=new, past=self.mean_context))
+        if self.runtime.speculation is not None and self.runtime.speculation.draft_layers:
+            # What the model's own first layers computed while drafting is not computed again.
+            return time.with_layers(1 - self.runtime.speculation.draft_layers)
+        return time
 
     @cached_property
     def draft(self) -> PassTime | None:
@@ -224,8 +228,7 @@ class ServeCost(CaseCost):
         )
         time = self.timed(one)
         if s.draft_layers:
-            causes = {k: v * s.draft_layers for k, v in time.causes.items()}
-            time = PassTime(time.layers * s.draft_layers, time.around, causes)
+            time = time.with_layers(s.draft_layers)
         return time.scaled(passes)
 
     def _head_pass(self, params: float, passes: float) -> PassTime:
@@ -244,12 +247,16 @@ class ServeCost(CaseCost):
         return self.time([op], one).scaled(passes)
 
     def step_seconds(self) -> Array:
-        """Seconds of the model's own share of a step; early exits shorten its layers."""
+        """Seconds of the model's own share of a step; early exits shorten its layers.
+
+        Sequences of a batch wait for the deepest: with mean depth m, about 1 - (1 - m)^batch of
+        the layers run.
+        """
         layers = self._factors.T @ self.step.layers
         exits = self.model.early_exit
         if exits is not None:
             depth = Range(mid=exits.mean_depth, low=exits.low, high=exits.high)
-            layers = layers * self.by_scenario(depth)[:, None]
+            layers = layers * (1 - (1 - self.by_scenario(depth)[:, None]) ** self.batch)
         total: Array = layers + self._factors.T @ self.step.around
         return total
 

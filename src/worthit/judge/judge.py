@@ -231,7 +231,9 @@ def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdi
         text = _sentence(str(error), t.id)
         return replace(blank, reason=text, is_applicable=False, has_bottleneck=found)
     before, after = (other, base) if present else (base, other)
-    metric = t.metric or GOAL_METRIC[case.effective_goal]
+    metric = GOAL_METRIC[case.effective_goal]
+    if t.metric is not None and hasattr(base, t.metric):
+        metric = t.metric
     was, becomes = getattr(before, metric), getattr(after, metric)
     gained = gain(was, becomes)
     impossible = np.isinf(was if was.ndim == 1 else was[0])
@@ -255,6 +257,9 @@ def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdi
         verdict, nearest = _verdict_on_unseen(case, present, reached, predicted), []
     else:
         verdict, nearest = _verdict(t, case, now, nearest, is_free=present or reached)
+        if verdict == "apply" and impossible[0] and not present and _changes_model(t):
+            # Another model that fits is no answer while the same one might be made to fit.
+            verdict = "defer"
     is_seen = cause not in UNSEEN
     found_verdict = replace(
         blank,
@@ -269,6 +274,11 @@ def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdi
         check_with=_check(t, case),
     )
     return replace(found_verdict, reason=reason(found_verdict, case, reached, base))
+
+
+def _changes_model(t: Technique) -> bool:
+    """Whether the technique gives another model to train, not the same one run differently."""
+    return ADOPTIONS.index(t.adoption) > ADOPTIONS.index("calibrate")
 
 
 def _verdict(

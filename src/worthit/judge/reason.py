@@ -85,6 +85,8 @@ def _absent(v: Verdict, base: Cost) -> str:
 def _obstacle(v: Verdict, case: Case, reached: bool) -> str:
     p = v.predicted
     assert p is not None
+    if p.before == float("inf") and p.after != float("inf") and reached:
+        return "That is another model: see first what makes this one fit."
     if p.high <= 1 - THRESHOLD and not reached:
         return (
             f"It takes {_adoption(v)}, and at stage {case.stage!r} the furthest step is "

@@ -205,10 +205,11 @@ class Speculation:
     """Drafting `draft_len` tokens that the model then verifies at once.
 
     `acceptance` is the chance that one drafted token is kept. The draft costs one pass of a model
-    `draft_scale` times the target's parameters per drafted token (0: drafting is free, as a
-    table look-up), or `draft_layers` of the target's own layers (self-speculation), or extra heads
-    that add `head_params` read once a step. `is_parallel` drafts all tokens in one pass (Medusa);
-    `branches` counts the candidates verified per position in a tree.
+    `draft_scale` times the target's total parameters (of its shape, experts included) per drafted
+    token (0: drafting is free, as a table look-up), or `draft_layers` of the target's own layers
+    (self-speculation), or extra heads that add `head_params` read once a step. `is_parallel` drafts
+    all tokens in one pass (Medusa); `branches` counts the candidates verified per position in a
+    tree.
     """
 
     draft_len: int

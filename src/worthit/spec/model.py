@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from worthit.errors import SpecError
+from worthit.spec.formats import arithmetic
 
 NormKind = Literal["layernorm", "rmsnorm"]
 QKNorm = Literal["none", "head", "full", "per-head", "no-weight"]
@@ -453,9 +454,10 @@ class Precision:
     """Number formats, by what they hold; see `worthit.spec.formats` for their bits.
 
     `weights` are the layers' matrices, `experts` the routed experts' where they differ (gpt-oss);
-    `embeddings` the embedding and output head; `activations`
-    what flows between operations, and with `weights` decides the arithmetic; `cache` keys, values
-    and latents; `state` the recurrent states of SSM and linear-attention layers.
+    `embeddings` the embedding and output head; `activations` what flows between operations;
+    `cache` keys, values and latents; `state` the recurrent states of SSM and linear-attention
+    layers. Both factors of a matrix product are cast to `operands` first where it is set (fp8, MX);
+    otherwise the wider of weights and activations decides the arithmetic.
     """
 
     weights: str = "bf16"
@@ -464,11 +466,16 @@ class Precision:
     activations: str = "bf16"
     cache: str = "bf16"
     state: str = "fp32"
+    operands: str | None = None
 
     @property
     def of_experts(self) -> str:
         """The format of the routed experts' matrices."""
         return self.experts or self.weights
+
+    def math_of(self, stored: str) -> str:
+        """What a product of weights stored in `stored` with activations computes in."""
+        return arithmetic(self.operands or stored, self.operands or self.activations)
 
 
 @dataclass(frozen=True, kw_only=True)

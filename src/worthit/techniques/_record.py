@@ -88,7 +88,8 @@ class Technique:
         evidence: quality results, cited.
         orientation: one paragraph each under `en` and `es`.
         diagram: the data path, one step an entry; `+` added, `-` removed, `~` changed by it.
-        metric: what it is judged on where that is not the case's own goal.
+        metric: what it is judged on where that is not the case's own goal; it counts where the
+            workload has it (training has no first token).
         module, experiment: dotted paths of its implementation and experiment, once they exist.
     """
 

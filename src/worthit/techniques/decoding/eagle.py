@@ -82,7 +82,7 @@ def is_present(case: Case) -> bool:
 TECHNIQUE = Technique(
     id="eagle",
     name="EAGLE drafting from features",
-    relieves=("decode-weights",),
+    relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     apply=apply,
     is_present=is_present,

@@ -62,7 +62,7 @@ def is_present(case: Case) -> bool:
 TECHNIQUE = Technique(
     id="lookahead",
     name="Lookahead decoding",
-    relieves=("decode-weights",),
+    relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     apply=apply,
     is_present=is_present,

@@ -72,7 +72,7 @@ def is_present(case: Case) -> bool:
 TECHNIQUE = Technique(
     id="prompt-lookup",
     name="Prompt look-up decoding",
-    relieves=("decode-weights",),
+    relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     apply=apply,
     is_present=is_present,

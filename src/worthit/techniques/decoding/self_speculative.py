@@ -67,7 +67,7 @@ def is_present(case: Case) -> bool:
 TECHNIQUE = Technique(
     id="self-speculative",
     name="Self-speculative decoding",
-    relieves=("decode-weights",),
+    relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     apply=apply,
     is_present=is_present,

@@ -50,7 +50,7 @@ def is_present(case: Case) -> bool:
 TECHNIQUE = Technique(
     id="speculative-decoding",
     name="Speculative decoding with a draft model",
-    relieves=("decode-weights",),
+    relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     apply=apply,
     is_present=is_present,

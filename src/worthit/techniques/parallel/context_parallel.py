@@ -72,6 +72,7 @@ TECHNIQUE = Technique(
     id="context-parallel",
     name="Context (ring) parallelism",
     relieves=("attention-compute", "activation-memory", "kv-capacity", "decode-cache"),
+    metric="ttft_s",
     bottleneck=(
         "One long sequence alone overflows a device's memory or keeps its attention busy too long."
     ),

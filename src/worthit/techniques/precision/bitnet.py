@@ -1,6 +1,6 @@
 """BitNet b1.58: weights are -1, 0 or 1 times a scale, activations 8 bits, trained that way.
 
-Changes: `precision.weights` to packed ternary, `precision.activations` to int8.
+Changes: `precision.weights` to packed ternary, `precision.operands` to int8.
 Relieves: bytes of weights read for each decoded token, and their share of memory.
 Does nothing when: the device has no kernel that reads packed ternary weights.
 Costs: training from scratch with quantization in the loop.
@@ -33,7 +33,7 @@ def apply(case: Case) -> Case:
     """Return `case` as a BitNet b1.58 of the same shape."""
     require_serving(case, "bitnet")
     require_narrower("bitnet", "weights", case.model.precision.weights, "ternary")
-    return with_precision(case, weights="ternary", experts=None, activations="int8")
+    return with_precision(case, weights="ternary", experts=None, operands="int8")
 
 
 def is_present(case: Case) -> bool:
@@ -43,7 +43,7 @@ def is_present(case: Case) -> bool:
 
 def remove(case: Case) -> Case:
     """Return `case` as the bf16 model of the same shape."""
-    return with_precision(case, weights="bf16", activations="bf16")
+    return with_precision(case, weights="bf16", operands=None)
 
 
 TECHNIQUE = Technique(

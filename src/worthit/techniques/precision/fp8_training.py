@@ -1,13 +1,12 @@
 """FP8 training: matrix products read their operands in 8-bit floating point.
 
-Changes: `precision.weights` and `precision.activations` to fp8; the optimizer's fp32 master copy
-stays where it is counted, in `optimizer_bytes_per_param`.
+Changes: `precision.operands` to fp8: both factors are cast before they meet.
 Relieves: the arithmetic of matrix products, which run at twice the rate of bf16.
 Does nothing when: the device has no fp8 units, or attention, norms and traffic take the time.
 Costs: scaling recipes, and a comparison of loss curves.
 
-Held equal: tokens, batch and optimizer. Only products change in practice: the residual stream and
-norms stay in bf16, so the saving of activation memory that this counts is an upper bound.
+Held equal: tokens, batch and optimizer. Weights, the residual stream, norms and what is kept for
+the backward pass stay in bf16; the casts are paid for.
 """
 
 from __future__ import annotations
@@ -41,18 +40,17 @@ def apply(case: Case) -> Case:
             f"fp8-training needs matrix units that compute in fp8; {device.name} has none; "
             "H100, MI300X and their successors have"
         )
-    return with_precision(case, weights="fp8", experts=None, activations="fp8")
+    return with_precision(case, operands="fp8")
 
 
 def is_present(case: Case) -> bool:
-    """Whether weights and activations both meet in fp8."""
-    p = case.model.precision
-    return p.weights.startswith("fp8") and p.activations.startswith("fp8")
+    """Whether products meet in fp8."""
+    return (case.model.precision.operands or "").startswith("fp8")
 
 
 def remove(case: Case) -> Case:
     """Return `case` computing in bf16."""
-    return with_precision(case, weights="bf16", activations="bf16")
+    return with_precision(case, operands=None)
 
 
 TECHNIQUE = Technique(

@@ -1,12 +1,11 @@
 """MX training: products in 8-bit floats with a power-of-two scale for every 32 elements.
 
-Changes: `precision.weights` and `precision.activations` to mxfp8; the fp32 master copy stays.
+Changes: `precision.operands` to mxfp8; the fp32 master copy stays.
 Relieves: the arithmetic of matrix products, at twice the rate of bf16, without tuned scales.
 Does nothing when: the device has no block-scaled units, or products are not the bottleneck.
 Costs: recent hardware, kernels that quantize along the right axis, a comparison of losses.
 
-Held equal: tokens, batch and optimizer. As with fp8 only products change in practice, so the
-saving of activation memory counted is an upper bound.
+Held equal: tokens, batch and optimizer. As with fp8 only products change; the casts are paid for.
 """
 
 from __future__ import annotations
@@ -43,18 +42,17 @@ def apply(case: Case) -> Case:
             f"mx-training needs matrix units that scale blocks of 32 by themselves; {device.name} "
             f"has none{instead}; B200, MI355X and their successors have"
         )
-    return with_precision(case, weights="mxfp8", experts=None, activations="mxfp8")
+    return with_precision(case, operands="mxfp8")
 
 
 def is_present(case: Case) -> bool:
-    """Whether weights and activations both meet in a microscaling format."""
-    p = case.model.precision
-    return p.weights.startswith("mxfp") and p.activations.startswith("mxfp")
+    """Whether products meet in a microscaling format."""
+    return (case.model.precision.operands or "").startswith("mxfp")
 
 
 def remove(case: Case) -> Case:
     """Return `case` computing in bf16."""
-    return with_precision(case, weights="bf16", activations="bf16")
+    return with_precision(case, operands=None)
 
 
 TECHNIQUE = Technique(
