@@ -96,6 +96,13 @@ def roofline(
         ax.set_xlabel(labels["intensity"])
         ax.set_ylabel(labels["achieved"])
         ax.plot([left, ridge], [left * bytes_per_s, highest], color=INK, linewidth=1.6)
+        ax.annotate(
+            labels["bandwidth"],
+            (left, left * bytes_per_s),
+            xytext=(26, 8),
+            textcoords="offset points",
+            color=INK,
+        )
         for i, (name, peak) in enumerate(peaks):
             ax.plot(
                 [peak / bytes_per_s, right],
@@ -181,25 +188,25 @@ def flip_plot(
                 color=ACCENT,
                 markeredgecolor=INK,
             )
-            _ticks(ax, points, low, high)
+            _ticks(ax, points, here[axis], low, high)
             ax.set_xlabel(axis)
         panels[0].set_ylabel(labels["speedup"])
         return _svg(figure, ident=ident, title=title)
 
 
-def _ticks(ax: Any, points: Sequence[CurvePoint], low: float, high: float) -> None:
+def _ticks(ax: Any, points: Sequence[CurvePoint], here: float, low: float, high: float) -> None:
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-    ends = [points[0].value, points[-1].value]
-    ends = [*ends[:1], (ends[0] * ends[1]) ** 0.5, *ends[1:]] if ends[0] < ends[1] else ends[:1]
+    first, last = points[0].value, points[-1].value
+    marks = [first, here, last] if first * 2 < here < last / 2 else [first, last]
     ax.set_xlim(points[0].value / 1.15, points[-1].value * 1.15)
-    ax.xaxis.set_major_locator(FixedLocator(ends))
+    ax.xaxis.set_major_locator(FixedLocator(marks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: short(value))
-    marks = [m for m in (0.125, 0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 4, 8) if low <= m <= high]
+    steps = [m for m in (0.125, 0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 4, 8) if low <= m <= high]
     if high / low > 4:
-        marks = [m for m in marks if m not in (0.8, 1.25, 1.5)]
-    ax.yaxis.set_major_locator(FixedLocator(marks))
+        steps = [m for m in steps if m not in (0.8, 1.25, 1.5)]
+    ax.yaxis.set_major_locator(FixedLocator(steps))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")

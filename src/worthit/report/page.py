@@ -132,7 +132,12 @@ def _table(
     ).replace("</th scope=col>", "</th>")
 
 
-def _figure(drawing: str, caption: str, table: str, t: Words) -> str:
+def _figure(drawing: str, caption: str, table: str, t: Words, *, label: str = "") -> str:
+    if 'class="plot"' in drawing:
+        drawing = (
+            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
+            f"{drawing}</div>"
+        )
     return (
         f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption>"
         f'<details class="data"><summary>{escape(t["table"])}</summary>{table}</details></figure>'
@@ -254,7 +259,7 @@ def _verdicts(judgement: Judgement, t: Words) -> str:
         for kind in kinds
         if counts[kind]
     )
-    heads = ("verdict", "technique", "family", "effect", "adoption", "change", "because")
+    heads = ("verdict", "technique", "effect", "adoption", "change", "because")
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button" class="sort" data-column="{i}">'
         f"{escape(t[key])}</button></th>"
@@ -288,7 +293,6 @@ def _verdict_row(v: Verdict, order: int, metric: str, t: Words) -> str:
     cells = (
         ("verdict", f"{order}", f'<span class="{kind}">{escape(mark)}</span>'),
         ("technique", v.technique.id, _link(v)),
-        ("family", v.technique.family, escape(v.technique.family)),
         ("effect", f"{gain:.6f}", escape(effect)),
         ("adoption", f"{-1 if v.is_present else level}", escape(adoption)),
         ("change", "", escape(say.flip_text(v.flips[0])) if v.flips else ""),
@@ -303,7 +307,8 @@ def _verdict_row(v: Verdict, order: int, metric: str, t: Words) -> str:
 
 def _link(v: Verdict) -> str:
     name = escape(v.technique.id)
-    return f'<a href="#t-{name}"><b>{name}</b></a>'
+    family = escape(v.technique.family)
+    return f'<a href="#t-{name}"><b>{name}</b></a> <span class="family">{family}</span>'
 
 
 def _sort_gain(v: Verdict) -> float:
@@ -329,7 +334,7 @@ def _roofline(judgement: Judgement, ledger: list[dict[str, Any]], t: Words) -> s
         bytes_per_s=device.mem_bytes_per_s,
         ident="roof",
         title=title,
-        labels=t,
+        labels=t | {"bandwidth": f"{count(device.mem_bytes_per_s)}B/s"},
     )
     rows = [
         (
@@ -352,7 +357,7 @@ def _roofline(judgement: Judgement, ledger: list[dict[str, Any]], t: Words) -> s
     )
     table = _table(heads, rows, label=t["roofline"], numbers=(2, 3, 4, 5))
     caption = f"{device.name}. {t['roofline_caption']}"
-    return _figure(drawing, caption, table, t)
+    return _figure(drawing, caption, table, t, label=title)
 
 
 def roofline_points(ledger: list[dict[str, Any]]) -> list[RooflinePoint]:
@@ -486,7 +491,7 @@ def _numbers(v: Verdict, t: Words) -> str:
     if v.share is not None:
         rows.append((escape(t["share"]), f"{escape(v.bottleneck)}: {escape(percent(v.share))}"))
     if v.ceiling is not None:
-        rows.append((f"&le; {v.ceiling:.2f}x", escape(t["ceiling"])))
+        rows.append((escape(t["at_most"]), f"{v.ceiling:.2f}x {escape(t['ceiling'])}"))
     p = v.predicted
     if p is not None:
         before, after = quantity(p.metric, p.before), quantity(p.metric, p.after)
@@ -521,7 +526,9 @@ def _flip_figure(v: Verdict, judgement: Judgement, t: Words, ident: str) -> str:
     ]
     heads = (t["axis"], t["value"], t["gain"], t["interval"], t["becomes"])
     table = _table(heads, rows, label=title, numbers=(1, 2, 3))
-    return f"<h4>{escape(t['flips'])}</h4>" + _figure(drawing, t["flips_caption"], table, t)
+    return f"<h4>{escape(t['flips'])}</h4>" + _figure(
+        drawing, t["flips_caption"], table, t, label=title
+    )
 
 
 def _times_better(ratio: float) -> str:
