@@ -131,7 +131,7 @@ def model_of(inputs: dict[str, Any]) -> ModelSpec:
     """A preset by name, or a config.json in place; number formats may be set beside it."""
     given = inputs["model"]
     model = load_preset(given) if isinstance(given, str) else from_config(given)
-    formats = {k: inputs[k] for k in ("weights", "cache", "activations") if k in inputs}
+    formats = {k: inputs[k] for k in ("weights", "cache", "activations", "operands") if k in inputs}
     if "table" in inputs:
         formats["embeddings"] = inputs["table"]
     # A published size is in 16 bits unless a row says otherwise, whatever the checkpoint is in.
@@ -406,7 +406,7 @@ def _(inputs: dict[str, Any]) -> float:
 
 @measure("GEMM, s")
 def _(inputs: dict[str, Any]) -> float:
-    precision = Precision(weights=inputs["weights"], activations=inputs["activations"])
+    precision = Precision(weights=inputs["weights"], operands=inputs.get("operands"))
     p = Pass(phase="prefill", batch=1.0, new=float(inputs["m"]), precision=precision)
     op = matmul("product", p, inputs["k"], inputs["n"])
     return seconds(op, device_of(inputs), is_decode=False)
@@ -523,7 +523,7 @@ def page() -> str:
 
 
 def _line(row: Row, predicted: float, off: float) -> str:
-    mark = " **misses**" if row.misses else ""
+    mark = " **misses**" if abs(off) > row.tolerance else ""
     return (
         f"| {row.what} | {_number(predicted)} {row.unit} | {_number(row.value)} {row.unit} | "
         f"{_signed(off)}{mark} | {_percent(row.tolerance)} | {row.kind} | {row.source} |"

@@ -177,7 +177,8 @@ def test_more_sequences_take_more_memory_and_longer_steps(case: Case, times: int
     more = replace(case.workload, concurrency=case.workload.concurrency * times)
     a, b = served(case), served(replace(case, workload=more))
     assert b.total_bytes[0] >= a.total_bytes[0]
-    assert b.batch[0] >= a.batch[0] * (1 - EPS)
+    assume(b.fits[0])
+    assert a.fits[0]
     assert b.step.mid[0] >= a.step.mid[0] * (1 - EPS)
 
 

@@ -32,6 +32,8 @@ UNCERTAINTY: dict[str, float] = {
     "quantized": 0.20,
     "narrow": 0.50,
     "launch": 0.30,
+    # A whole training run beside the sum of its kernels; see `RUN_EFFICIENCY` in `train`.
+    "run": 0.30,
 }
 FACTORS = tuple(UNCERTAINTY)
 # What a measurement of this very machine leaves of an interval.

@@ -24,6 +24,8 @@ def reason(v: Verdict, case: Case, reached: bool, base: Cost) -> str:
         parts.append(_gain_sentence(v))
     elif not v.has_bottleneck:
         parts.append(_absent(v, base))
+    elif v.predicted is not None and v.predicted.before == v.predicted.after == float("inf"):
+        parts.append(_gain_sentence(v))
     else:
         parts.append(_gain_sentence(v))
         parts.append(_obstacle(v, case, reached))
@@ -42,7 +44,10 @@ def _gain_sentence(v: Verdict) -> str:
     p = v.predicted
     assert p is not None
     if p.before == p.after == float("inf"):
-        return "The case does not fit, with it or without it."
+        return (
+            "The case does not fit, with it or without it: judge again on top of what makes it fit "
+            "(--with)."
+        )
     if p.before == float("inf"):
         return f"It makes the case fit: {quantity(p.metric, p.after)} {METRIC_NAMES[p.metric]}."
     if p.after == float("inf"):
