@@ -15,8 +15,6 @@ from worthit.cost.params import count_params
 from worthit.errors import MissingCapability, SpecError, UnknownName
 from worthit.spec import trace as module
 from worthit.spec.hf import from_config
-from worthit.spec.load import preset_names
-from worthit.spec.resolve import resolve_model
 from worthit.spec.trace import trace
 
 pytest.importorskip("torch")
@@ -146,8 +144,29 @@ def test_importing_the_module_costs_no_torch() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_presets_are_not_traced_by_name() -> None:
-    assert "llama-3.1-8b" in preset_names()
-    assert resolve_model("llama-3.1-8b").n_layers == 32
-    with pytest.raises(MissingCapability):
-        trace("llama-3.1-8b")
+def test_a_preset_is_traced_from_its_config() -> None:
+    traced = trace("mamba-130m")
+    assert traced.n_params == 129_135_360
+    assert traced.cache_elements_per_token == 0
+    with pytest.raises(MissingCapability, match="hf download acme/none"):
+        trace("acme/none")
+    with pytest.raises(SpecError, match="no such file or folder"):
+        trace("no such model")
+
+
+def test_the_command_prints_a_count(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from worthit.cli.cost import command
+
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "glm4", **BASE, "head_dim": 8}))
+    run = CliRunner().invoke(command, [str(path), "--trace", "--on", "h100:2", "--json"])
+    assert run.exit_code == 0, run.output
+    record = json.loads(run.stdout)
+    assert record["memory"]["fits"] is True
+    assert record["memory"]["capacity_bytes"] == 160e9
+    run = CliRunner().invoke(command, [str(path), "--trace", "--prompt", "100"])
+    assert run.exit_code == 0, run.output
+    assert "built as Glm4ForCausalLM" in run.stdout
+    assert "without effect on a traced model: --prompt" in run.stderr

@@ -24,15 +24,12 @@ def command(target: str, trace: bool, is_full: bool, is_json: bool, **flags: Any
     worthit cost deepseek-v3 --on h200:8 --prompt 100k --output 1000 --concurrency 16
     worthit cost ./config.json --on this
     """
+    if trace:
+        _show_trace(target, flags, is_json=is_json)
+        return
     from worthit.cost.record import cost
 
-    if trace:
-        from worthit.spec.load import build_case
-        from worthit.spec.trace import trace_model
-
-        case = build_case(trace_model(target), **{k: v for k, v in flags.items() if v is not None})
-    else:
-        case = read_case(target, flags)
+    case = read_case(target, flags)
     record = cost(case)
     _terminal.warn(case.warnings)
     if is_json:
@@ -41,3 +38,21 @@ def command(target: str, trace: bool, is_full: bool, is_json: bool, **flags: Any
     from worthit.cli._cost_table import cost_lines
 
     _terminal.show(cost_lines(record, case, _terminal.of_stdout(), is_full=is_full))
+
+
+def _show_trace(target: str, flags: dict[str, Any], *, is_json: bool) -> None:
+    """What building the model shows; it cannot be costed further."""
+    from worthit.spec.load import parse_hardware
+    from worthit.spec.trace import trace
+
+    given = [name for name, value in flags.items() if value is not None and name != "on"]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        _terminal.warn([f"without effect on a traced model: {names}"])
+    hardware = parse_hardware(flags["on"]) if flags.get("on") else None
+    capacity_bytes = None if hardware is None else hardware.n_devices * hardware.device.mem_bytes
+    traced = trace(target)
+    if is_json:
+        _terminal.show_json(traced.record(capacity_bytes))
+    else:
+        _terminal.show(traced.lines(capacity_bytes))

@@ -100,6 +100,29 @@ def find_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
     return snapshots / found[0] if len(found) == 1 else None
 
 
+def find_config(text: str) -> Path:
+    """The `config.json` that a path, a folder or a hub id in the local cache leads to.
+
+    Raises:
+        SpecError: a path with no config there.
+        MissingCapability: a hub id that is not in the local cache.
+    """
+    path = Path(text).expanduser()
+    if _exists(path):
+        config = path / "config.json" if path.is_dir() else path
+        if not config.is_file():
+            raise SpecError(f"{path}: no config.json in this folder")
+        return config
+    match = None if _is_spelt_as_path(text) else _HUB_ID.fullmatch(text)
+    if match is None:
+        raise SpecError(f"{text}: no such file or folder")
+    folder = find_snapshot(match["id"], match["revision"])
+    if folder is None:
+        command = f"hf download {match['id']}"
+        raise MissingCapability(f"{text} is no file, and not in the local hub cache", command)
+    return find_config(str(folder))
+
+
 def _is_spelt_as_path(text: str) -> bool:
     if text.startswith((".", "/", "~")) or Path(text).is_absolute():
         return True
