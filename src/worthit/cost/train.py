@@ -24,9 +24,9 @@ from worthit.cost.points import Points
 from worthit.cost.serve import alone, total_flops
 from worthit.spec.case import Case, Range, Training
 
-# A run that lasts is slower than its kernels one by one: power limits, stragglers, data, collectives
-# that do not overlap. The middle of 13 published runs (docs/accuracy.md, Training runs): 0.55 to
-# 0.66 fully sharded on H100, 0.82 to 0.92 Megatron's on A100. It cancels in every ratio.
+# A run that lasts is slower than its kernels one by one: power limits, stragglers, data and
+# collectives that do not overlap. The middle of 17 published runs (docs/accuracy.md): 0.55 to 0.66
+# fully sharded on H100, 0.82 to 0.92 Megatron's on A100. It cancels in every ratio.
 RUN_EFFICIENCY = 0.75
 # A matrix product is done once forward and twice backward: for inputs and for weights.
 BACKWARD_PASSES = 2.0
