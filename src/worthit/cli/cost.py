@@ -8,12 +8,15 @@ import click
 
 from worthit.cli import _terminal
 from worthit.cli._case import case_options, read_case
+from worthit.errors import InputError
 
 
 @click.command("cost")
 @case_options()
 @click.option(
-    "--trace", is_flag=True, help="Count a model type nobody knows by building it without memory."
+    "--trace",
+    is_flag=True,
+    help="Only count it, by building it with transformers: for a type nobody knows.",
 )
 @click.option("--all", "is_full", is_flag=True, help="Every operation of the ledger.")
 @click.option("--json", "is_json", is_flag=True, help="Print the record of worthit.cost(case).")
@@ -26,6 +29,9 @@ def command(target: str, trace: bool, is_full: bool, is_json: bool, **flags: Any
     """
     if trace:
         _show_trace(target, flags, is_json=is_json)
+        return
+    if trace:
+        _trace(target, is_json, flags)
         return
     from worthit.cost.record import cost
 
@@ -56,3 +62,26 @@ def _show_trace(target: str, flags: dict[str, Any], *, is_json: bool) -> None:
         _terminal.show_json(traced.record(capacity_bytes))
     else:
         _terminal.show(traced.lines(capacity_bytes))
+
+
+def _trace(target: str, is_json: bool, flags: dict[str, Any]) -> None:
+    """Print what building the model without memory shows."""
+    from worthit.spec.load import parse_hardware
+    from worthit.spec.trace import trace
+
+    on = flags.pop("on")
+    stated = [name for name, value in flags.items() if value is not None]
+    if stated:
+        raise InputError(
+            f"--{stated[0].replace('_', '-')} does not go with --trace: a traced model is counted, "
+            "not timed; leave it out"
+        )
+    capacity = None
+    if on is not None:
+        hardware = parse_hardware(on)
+        capacity = hardware.device.mem_bytes * hardware.n_devices
+    traced = trace(target)
+    if is_json:
+        _terminal.show_json(traced.record(capacity))
+    else:
+        _terminal.show(traced.lines(capacity))

@@ -1,28 +1,24 @@
-"""`worthit doctor`: measure this machine."""
+"""`worthit doctor`: what works here, and what would get the rest."""
 
 from __future__ import annotations
-
-import importlib.util
-from typing import Any
 
 import click
 
 from worthit.cli import _terminal
-from worthit.errors import MissingCapability
 
 
 @click.command("doctor")
-@click.option("--json", "is_json", is_flag=True, help="Print what was measured as JSON.")
-def command(is_json: bool) -> None:
-    """Measure this machine, so that `--on this` is exact.
+@click.option("--json", "is_json", is_flag=True, help="Print every check as JSON.")
+def command(is_json: bool) -> int:
+    """Say what is installed here, what is missing, and what gets it.
 
-    Takes about a minute; stopping it loses nothing.
+    The exit code is 1 when something is broken; a missing extra is no fault.
     """
-    if importlib.util.find_spec("worthit.doctor") is None:
-        raise MissingCapability("this version cannot doctor", "pip install --upgrade worthit")
-    module = importlib.import_module("worthit.doctor")
-    record: dict[str, Any] = module.doctor()
+    from worthit.doctor import doctor, lines
+
+    record = doctor()
     if is_json:
         _terminal.show_json(record)
     else:
-        _terminal.show(module.lines(record))
+        _terminal.show(lines(record))
+    return 1 if record["status"] == "problem" else 0

@@ -200,6 +200,8 @@ def effect(v: Verdict, goal_metric: str) -> str:
     if p is None:
         return "no number"
     label = METRIC_LABELS.get(p.metric, "") if p.metric != goal_metric else ""
+    if p.before == p.after == float("inf"):
+        return "does not fit"
     if p.ratio == 0:
         text = "makes it fit"
     elif p.ratio == float("inf"):
