@@ -253,13 +253,10 @@ def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdi
     reachable = np.ones(base.points.n, bool) if metric == "context_shortfall" else within
     now = int(decision[0])
     nearest = flips(base.points, decision, (YES,) if now != YES else (NO, MAYBE), reachable)
-    if unseen and now == NO:
+    if unseen and (now == NO or present):
         verdict, nearest = _verdict_on_unseen(case, present, reached, predicted), []
     else:
         verdict, nearest = _verdict(t, case, now, nearest, is_free=present or reached)
-        if present and np.isinf(predicted.before) and np.isinf(predicted.after):
-            # Nothing can be said of what is in place before the case fits.
-            verdict, nearest = "apply", []
         if verdict == "apply" and impossible[0] and not present and _changes_model(t):
             # Another model that fits is no answer while the same one might be made to fit.
             verdict = "defer"

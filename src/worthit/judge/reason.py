@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from worthit.cost.evaluate import Cost
 from worthit.judge.bottleneck import TITLES, bottlenecks, percent, statement
-from worthit.judge.verdict import FLOOR, THRESHOLD
+from worthit.judge.verdict import FLOOR, KEPT, THRESHOLD
 from worthit.judge.words import METRIC_NAMES, quantity, speedup
 from worthit.spec.case import Case
 
@@ -20,12 +20,16 @@ def reason(v: Verdict, case: Case, reached: bool, base: Cost) -> str:
         return _unseen(v, case, reached)
     assert v.share is not None
     parts = [_share_sentence(v)]
-    if v.decision == "apply":
+    p = v.predicted
+    assert p is not None
+    if p.before == p.after == float("inf"):
+        parts.append(_gain_sentence(v))
+    elif v.is_present and abs(p.ratio - 1) <= KEPT:
+        parts.append("In place, it neither helps nor costs anything here.")
+    elif v.decision == "apply":
         parts.append(_gain_sentence(v))
     elif not v.has_bottleneck:
         parts.append(_absent(v, base))
-    elif v.predicted is not None and v.predicted.before == v.predicted.after == float("inf"):
-        parts.append(_gain_sentence(v))
     else:
         parts.append(_gain_sentence(v))
         parts.append(_obstacle(v, case, reached))

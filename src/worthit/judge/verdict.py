@@ -21,7 +21,7 @@ Decision = Literal["apply", "defer", "never"]
 THRESHOLD = 0.10
 FLOOR = 0.10
 
-# What is in place needs no effort to keep: any gain that the interval confirms keeps it.
+# What is in place needs no effort to keep: it stays unless it costs more than this.
 KEPT = 0.005
 
 NO, MAYBE, YES = 0, 1, 2
@@ -75,10 +75,13 @@ def gain(before: Array, after: Array) -> Gain:
 def decide(
     gained: Gain, share: Array, was_impossible: NDArray[np.bool_], *, is_present: bool = False
 ) -> NDArray[np.int64]:
-    """YES, MAYBE or NO at every point, adoption left aside."""
-    binds = (share >= (KEPT if is_present else FLOOR)) | was_impossible
-    clear = 1 - (KEPT if is_present else THRESHOLD)
+    """YES, MAYBE or NO at every point, adoption left aside.
+
+    What is in place has no bottleneck to prove: the question is whether it hurts.
+    """
+    clear = 1 + KEPT if is_present else 1 - THRESHOLD
     decision = np.where(gained.high <= clear, YES, np.where(gained.low <= clear, MAYBE, NO))
+    binds = is_present | (share >= FLOOR) | was_impossible
     return np.where(binds, decision, NO)
 
 
