@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from worthit.calibrate._fit import fit
 from worthit.calibrate._probes import Backend, Facts, Probe, probes, sample
 from worthit.errors import MeasurementInconclusive, WorthitError
 from worthit.judge.judge import judge
+from worthit.spec.case import Device, Hardware
 from worthit.spec.load import build_case, calibration_path, load_device, load_preset
 
 # A machine with round constants: 2 TFLOP/s fp32 and twice that in bf16, 100 GB/s.
@@ -366,3 +368,22 @@ def test_this_machine_for_real() -> None:
     assert time.monotonic() - started < 60
     assert load_device("this").efficiency.is_calibrated
     assert record["device"]["flops_per_s"]["fp32"] > 1e8
+
+
+def test_only_what_was_measured_becomes_narrower() -> None:
+    """No 4-bit kernel, expert or scan is timed: what they gain stays as uncertain as it was."""
+    run()
+    this = load_device("this")
+    guessed = replace(this, efficiency=replace(this.efficiency, is_calibrated=False))
+
+    def left(technique: str) -> float:
+        widths = []
+        for device in (this, guessed):
+            case = build_case(load_preset("llama-3.1-8b"), on=Hardware(device=device), output=500)
+            (verdict,) = judge(case, only=[technique])["verdicts"]
+            widths.append(log(verdict["predicted"]["high"] / verdict["predicted"]["low"]))
+        return widths[0] / widths[1]
+
+    # Attention was timed: a third is left. Of 4 bits only the layers around them were.
+    assert left("kv-quantization") < 0.5
+    assert left("int4-weights") > 0.7
