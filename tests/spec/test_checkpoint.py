@@ -153,6 +153,53 @@ def test_packed_weights_are_counted_unpacked(folder: Path) -> None:
     assert checkpoint.model.precision.embeddings == "fp16"
 
 
+def test_experts_in_mxfp4_are_counted_unpacked(folder: Path) -> None:
+    config = {
+        **{k: v for k, v in LLAMA.items() if k not in ("model_type", "intermediate_size")},
+        "model_type": "gpt_oss",
+        "intermediate_size": 32,
+        "hidden_size": 32,
+        "head_dim": 16,
+        "num_hidden_layers": 1,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    block = "model.layers.0."
+    shapes = {
+        "model.embed_tokens.weight": [20, 32],
+        "lm_head.weight": [20, 32],
+        "model.norm.weight": [32],
+        block + "input_layernorm.weight": [32],
+        block + "post_attention_layernorm.weight": [32],
+        block + "self_attn.q_proj.weight": [32, 32],
+        block + "self_attn.q_proj.bias": [32],
+        block + "self_attn.k_proj.weight": [16, 32],
+        block + "self_attn.k_proj.bias": [16],
+        block + "self_attn.v_proj.weight": [16, 32],
+        block + "self_attn.v_proj.bias": [16],
+        block + "self_attn.o_proj.weight": [32, 32],
+        block + "self_attn.o_proj.bias": [32],
+        block + "self_attn.sinks": [2],
+        block + "mlp.router.weight": [4, 32],
+        block + "mlp.router.bias": [4],
+        block + "mlp.experts.gate_up_proj_bias": [4, 64],
+        block + "mlp.experts.down_proj_bias": [4, 32],
+    }
+    tensors = {name: ("BF16", shape) for name, shape in shapes.items()}
+    # Two 4-bit weights a byte, 16 bytes a block, a scale each.
+    tensors[block + "mlp.experts.gate_up_proj_blocks"] = ("U8", [4, 64, 1, 16])
+    tensors[block + "mlp.experts.gate_up_proj_scales"] = ("U8", [4, 64, 1])
+    tensors[block + "mlp.experts.down_proj_blocks"] = ("U8", [4, 32, 1, 16])
+    tensors[block + "mlp.experts.down_proj_scales"] = ("U8", [4, 32, 1])
+    (folder / "model.safetensors").write_bytes(encode(tensors))
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.warnings == ()
+    assert checkpoint.model.precision.weights == "bf16"
+    assert checkpoint.model.precision.experts == "mxfp4"
+
+
 def test_a_mismatch_is_a_warning_with_both_numbers(folder: Path) -> None:
     tensors = llama_tensors()
     tensors["vision_tower.weight"] = ("BF16", [100, 10])

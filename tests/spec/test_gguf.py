@@ -20,10 +20,10 @@ import pytest
 
 from worthit.cost.params import count_params
 from worthit.errors import SpecError, UnknownName
-from worthit.spec._gguf_header import TYPES, read_header
+from worthit.spec._gguf_header import TYPES, TensorInfo, read_header
 from worthit.spec.codec import to_json
 from worthit.spec.formats import FORMATS
-from worthit.spec.gguf import read_gguf, read_model
+from worthit.spec.gguf import _precision, read_gguf, read_model
 from worthit.spec.hf import from_config
 from worthit.spec.model import Mamba2, ModelSpec
 
@@ -687,6 +687,22 @@ def test_a_mixture_of_types_says_how_far_off_it_is_judged(tmp_path: Path) -> Non
     (warning,) = read_gguf(path).warnings
     assert "mixes types" in warning
     assert "judged as q4_k inside" in warning
+
+
+def test_experts_of_another_type_have_a_format_of_their_own() -> None:
+    def tensor(name: str, kind: str, n_bytes: int) -> TensorInfo:
+        return TensorInfo(name=name, type=kind, shape=(64, 32), n_bytes=n_bytes)
+
+    formats, warnings = _precision(
+        [
+            tensor("token_embd.weight", "Q8_0", 64 * 34),
+            tensor("blk.0.attn_q.weight", "Q8_0", 64 * 34),
+            tensor("blk.0.ffn_up_exps.weight", "MXFP4", 64 * 17),
+            tensor("blk.0.ffn_down_exps.weight", "MXFP4", 64 * 17),
+        ]
+    )
+    assert (formats.weights, formats.experts) == ("int8-g32", "mxfp4")
+    assert warnings == []
 
 
 def test_bits_are_those_of_ggmls_blocks() -> None:

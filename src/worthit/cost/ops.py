@@ -343,7 +343,11 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
     k, n = ffn.n_experts_per_token, ffn.n_experts
     n_used: float = n if ffn.routing == "soft" else k
     width = ffn.expert.d_ff * p.width
-    size = (3 if ffn.expert.is_gated else 2) * d * width / p.tensor
+    outside = d if ffn.d_latent is None else ffn.d_latent * p.width
+    if ffn.d_latent is not None:
+        # Into the experts' narrower stream and out of it, for every token once.
+        yield _replicated(matmul("latent projections", p, d, 2 * outside), p)
+    size = (3 if ffn.expert.is_gated else 2) * outside * width / p.tensor
     # Experts of a device that at least one token of the group chooses (uniform routing).
     touched = distinct_experts(n, n_used, p.tokens * p.expert) / p.expert
     routed = p.tokens * n_used
@@ -355,7 +359,7 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
         kernel="moe",
         flops=2.0 * routed * size,
         weights=touched * size * format_of(p.precision.of_experts).bytes,
-        other=routed * (operand_bytes(p) + activation_bytes(p)) * (d + width / p.tensor),
+        other=routed * (operand_bytes(p) + activation_bytes(p)) * (outside + width / p.tensor),
         math=p.precision.math_of(p.precision.of_experts),
         storage=p.precision.of_experts,
         launches=float(MOE_LAUNCHES),
@@ -364,7 +368,7 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
     yield Op(
         name="all-to-all",
         kernel="comm",
-        sent=2 * routed * d * activation_bytes(p) * (p.expert - 1.0) / p.expert,
+        sent=2 * routed * outside * activation_bytes(p) * (p.expert - 1.0) / p.expert,
         launches=2 * sends,
     )
     if ffn.shared is not None:

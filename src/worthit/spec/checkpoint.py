@@ -294,13 +294,16 @@ def _most(n_bytes: Mapping[str, int], otherwise: str) -> str:
 def _count(model: ModelSpec, tensors: Iterable[Tensor]) -> int:
     from worthit.spec.formats import format_of
 
-    bits = math.floor(format_of(model.precision.weights).bits)
+    # Whole bits of one packed weight: scales are tensors of their own.
+    inside = math.floor(format_of(model.precision.weights).bits)
+    experts = math.floor(format_of(model.precision.of_experts).bits)
     n_params = 0
     for tensor in tensors:
         if _SCALE.search(tensor.name) or _BUFFER.search(tensor.name):
             continue
         if model.has_tied_embeddings and re.search(r"(^|\.)(lm_head|head)\.weight$", tensor.name):
             continue
+        bits = experts if ".experts." in tensor.name else inside
         if tensor.dtype in ("I32", "U8") and bits < 16:
             n_params += tensor.n_bytes * 8 // bits
         elif not tensor.dtype.startswith(("I", "U", "B")) or tensor.dtype in ("I8", "BF16"):

@@ -141,14 +141,22 @@ def _is_counted(tensor: TensorInfo, file: GgufModel, n_layers: int) -> bool:
 
 def _precision(tensors: Sequence[TensorInfo]) -> tuple[Precision, list[str]]:
     matrices = [t for t in tensors if len(t.shape) > 1 and not _BUFFER.search(t.name)]
-    inside = [t for t in matrices if _LAYER.match(t.name)]
     tables = [t for t in matrices if not _LAYER.match(t.name)]
+    routed = [t for t in matrices if "_exps." in t.name]
+    inside = [t for t in matrices if _LAYER.match(t.name) and "_exps." not in t.name]
     weights, embeddings = _common(inside, "F16"), _common(tables, "F16")
+    experts = _common(routed, "F16") if routed else weights
     plain = weights if weights in ("fp32", "bf16") else "fp16"
-    formats = Precision(weights=weights, embeddings=embeddings, activations=plain, cache=plain)
+    formats = Precision(
+        weights=weights,
+        experts=experts if experts != weights else None,
+        embeddings=embeddings,
+        activations=plain,
+        cache=plain,
+    )
     stored = sum(t.n_bytes for t in matrices)
-    judged = sum(t.numel for t in inside) * format_of(weights).bytes
-    judged += sum(t.numel for t in tables) * format_of(embeddings).bytes
+    kinds = ((inside, weights), (routed, experts), (tables, embeddings))
+    judged = sum(t.numel * format_of(kind).bytes for tensors, kind in kinds for t in tensors)
     if abs(stored - judged) <= MIXTURE_TOLERANCE * stored:
         return formats, []
     return formats, [

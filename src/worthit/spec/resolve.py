@@ -19,7 +19,8 @@ from worthit.spec.model import ModelSpec
 # What a folder of weights holds besides the checkpoints that can be read.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # `org/name`, or `name` alone for the oldest models, and a branch, tag or commit after an @.
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_PART = r"[\w.-]{1,96}"  # the hub's own limit
+_HUB_ID = re.compile(rf"(?P<id>{_PART}(?:/{_PART})?)(?:@(?P<revision>[\w./-]{{1,200}}))?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,17 @@ def find_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
             the one snapshot there is.
     """
     home = hub_cache() / ("models--" + hub_id.replace("/", "--"))
+    if ".." in (revision or "").split("/"):
+        return None
+    try:
+        return _snapshot(home, revision)
+    except OSError as error:
+        raise SpecError(f"{home}: cannot be read: {error.strerror}") from None
+
+
+def _snapshot(home: Path, revision: str | None) -> Path | None:
     snapshots = home / "snapshots"
-    if ".." in (revision or "").split("/") or not snapshots.is_dir():
+    if not snapshots.is_dir():
         return None
     commits = sorted(folder.name for folder in snapshots.iterdir() if folder.is_dir())
     wanted = revision or "main"

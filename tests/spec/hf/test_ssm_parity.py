@@ -402,6 +402,13 @@ def test_facts_of_the_computation_reach_the_spec() -> None:
     assert spec.logit_scale == 0.05
 
 
+def test_the_states_format_is_read_where_a_file_says_it() -> None:
+    config = draw("nemotron_h", 0)
+    assert from_config(config).precision.state == "fp32"
+    kept = from_config({**config, "mamba_ssm_cache_dtype": "bfloat16"})
+    assert kept.precision.state == "bf16"
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mamba2", {"num_heads": 7}, r"n_groups: must divide num_heads|num_heads \* head_dim must be"),
     ("mamba2", {"time_step_limit": [0.1]}, "time_step_limit: must be two numbers"),

@@ -29,8 +29,15 @@ def precision(fields: Fields) -> Precision:
     if weights == "mxfp4":
         # OpenAI's files keep everything but the experts in 16 bits.
         weights, experts = plain, "mxfp4"
+    # Nemotron-H says what its states are kept in; elsewhere it is fp32 by custom.
+    state = _DTYPES.get(str(fields.get("mamba_ssm_cache_dtype", "float32")), "fp32")
     return Precision(
-        weights=weights, experts=experts, embeddings=plain, activations=plain, cache=plain
+        weights=weights,
+        experts=experts,
+        embeddings=plain,
+        activations=plain,
+        cache=plain,
+        state=state,
     )
 
 
