@@ -1,1 +1,3 @@
-"""Weights in and out: safetensors and GGUF, every family's names mapped to ours."""
+"""Weights in and out: what published checkpoints call our parameters, and how they lay them out."""
+
+from __future__ import annotations
