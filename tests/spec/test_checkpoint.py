@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from worthit.errors import SpecError
-from worthit.spec.checkpoint import read_checkpoint, read_header
+from worthit.spec.checkpoint import is_embedding, read_checkpoint, read_header
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -129,6 +129,22 @@ def test_tensors_decide_the_precision(folder: Path) -> None:
     assert checkpoint.model.precision.embeddings == "fp32"
     assert checkpoint.model.precision.cache == "fp16"
     assert "config says bf16 and the tensors are fp16" in checkpoint.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model.embed_tokens.weight", True),
+        ("transformer.wte.weight", True),
+        ("backbone.embeddings.weight", True),
+        ("lm_head.weight", True),
+        ("head.weight", True),
+        ("rwkv.blocks.0.attention.output.weight", False),
+        ("model.layers.0.mlp.down_proj.weight", False),
+    ],
+)
+def test_tables_are_told_from_layers_by_name(name: str, expected: bool) -> None:
+    assert is_embedding(name) is expected
 
 
 def test_packed_weights_are_counted_unpacked(folder: Path) -> None:

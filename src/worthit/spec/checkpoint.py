@@ -63,7 +63,7 @@ _FORMATS = {
 }
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|embed_in|embeddings?|word_embeddings|tok_embeddings|wte|wpe|embed_out"
-    r"|embed_positions|lm_head|head|output)\.weight$"
+    r"|embed_positions|lm_head)\.weight$|^(head|output)\.weight$"
 )
 # Buffers that some writers stored: masks, rotary tables, a router's balancing bias.
 _BUFFER = re.compile(

@@ -402,6 +402,56 @@ def test_facts_of_the_computation_reach_the_spec() -> None:
     assert spec.logit_scale == 0.05
 
 
+# Keys of published files that transformers does not read, or that change only how it runs.
+LEFTOVERS: dict[str, dict[str, Any]] = {
+    "mamba": {
+        "d_inner": None,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 8,
+        "rms_norm": True,
+        "ssm_cfg": {"dt_rank": 48},
+        "time_step_init_scheme": "random",
+        "residual_in_fp32": True,
+    },
+    "mamba2": {"norm_before_gate": True, "rms_norm": True, "time_step_rank": 256},
+    "falcon_mamba": {"use_falcon_mambapy": False, "time_step_scale": 1.0},
+    "jamba": {
+        "calc_logits_for_entire_prompt": True,
+        "mamba_inner_layernorms": True,
+        "n_ctx": 262144,
+        "use_mamba_kernels": True,
+        "num_logits_to_keep": 1,
+    },
+    "bamba": {"z_loss_coefficient": 1e-4, "num_logits_to_keep": 1, "use_mamba_kernels": True},
+    "granitemoehybrid": {"init_method": "mup", "normalization_function": "rmsnorm"},
+    "falcon_h1": {
+        "mamba_use_mlp": True,
+        "mlp_expansion_factor": 8,
+        "time_step_min": 0.001,
+        "time_step_max": 0.1,
+        "time_step_floor": 1e-4,
+        "attn_layer_indices": None,
+    },
+    "nemotron_h": {
+        "attention_head_dim": 128,
+        "hidden_dropout": 0.0,
+        "rescale_prenorm_residual": True,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+        "time_step_limit": [0.0, {"__float__": "Infinity"}],
+        "time_step_rank": 512,
+    },
+    "rwkv": {"rescale_every": 6, "max_position_embeddings": 64},
+    "qwen3_next": {"use_sliding_window": False, "output_router_logits": False},
+}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_published_files_also_hold_changes_nothing(model_type: str) -> None:
+    config = draw(model_type, 0)
+    assert from_config({**LEFTOVERS[model_type], **config}) == from_config(config)
+
+
 def test_the_states_format_is_read_where_a_file_says_it() -> None:
     config = draw("nemotron_h", 0)
     assert from_config(config).precision.state == "fp32"

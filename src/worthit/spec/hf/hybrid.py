@@ -8,7 +8,7 @@ from typing import Any
 from worthit.spec.hf._fields import Fields
 from worthit.spec.hf._parts import Decoder, activation
 from worthit.spec.hf._read import Reader
-from worthit.spec.hf.mamba import groups, step_limits, step_rank
+from worthit.spec.hf.mamba import WITHOUT_EFFECT, groups, step_limits, step_rank
 from worthit.spec.model import (
     FeedForward,
     Ffn,
@@ -265,6 +265,7 @@ def _mamba2(
             )
     has_bias = fields.flag("mamba_proj_bias", False)
     dt_min, dt_max = step_limits(fields)
+    fields.ignore(*WITHOUT_EFFECT, "time_step_rank")
     return fields.part(
         Mamba2,
         n_heads=n_heads,

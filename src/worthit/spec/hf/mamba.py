@@ -16,7 +16,7 @@ from worthit.spec.model import Layer, Mamba, Mamba2, ModelSpec, Norm, Position
 # These files state no length and nothing in the computation bounds it: what converters write.
 UNSTATED_CONTEXT_LEN = 2**20
 # How the step's projection was initialised, how the scan is run, how the residual is stored.
-_WITHOUT_EFFECT = (
+WITHOUT_EFFECT = (
     "time_step_min",
     "time_step_max",
     "time_step_floor",
@@ -75,8 +75,9 @@ def mamba2(fields: Fields) -> ModelSpec:
         dt_min=dt_min,
         dt_max=dt_max,
     )
-    # Mamba-1's: Mamba-2 has no low-rank step, and its width follows from `expand`.
-    fields.ignore("time_step_rank", "intermediate_size")
+    # Mamba-1's: Mamba-2 has no low-rank step, and its width follows from `expand`. The gate comes
+    # before the norm in the reference code whatever the file says.
+    fields.ignore("time_step_rank", "intermediate_size", "norm_before_gate")
     return _model(fields, mixer, is_tied=False)
 
 
@@ -96,7 +97,7 @@ def _mamba_sizes(fields: Fields) -> dict[str, Any]:
 
 
 def _model(fields: Fields, mixer: Mamba | Mamba2, *, is_tied: bool) -> ModelSpec:
-    fields.ignore(*_WITHOUT_EFFECT)
+    fields.ignore(*WITHOUT_EFFECT)
     d_model = fields.size("hidden_size")
     n_layers = fields.size("num_hidden_layers", at_most=MAX_LAYERS)
     # Copies of the sizes under the original repository's names.
