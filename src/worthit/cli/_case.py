@@ -38,7 +38,7 @@ class Size(SizeType):
         if match:
             suffix = "k" if match[2] == "K" else match[2]
             number = float(match[1].replace("_", "").replace(",", "")) * _SUFFIXES[suffix]
-            if number == int(number):
+            if number.is_integer():
                 return int(number)
         message = f"{value!r} is not a whole number; write 4000, 4k, 1e11 or 15T"
         raise click.BadParameter(message, ctx=ctx, param=param)

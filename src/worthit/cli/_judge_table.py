@@ -30,7 +30,8 @@ from worthit.report.words import (
 )
 
 N_BOTTLENECKS = 6
-BAR = 20
+# Cells of a bar, on a wide and on a narrow terminal.
+BAR, SHORT_BAR = 20, 10
 MARGIN = 2
 # Columns of the reason below which it stands under its row.
 LEAST_REASON = 64
@@ -86,10 +87,11 @@ def bottleneck_lines(judgement: Judgement, terminal: Terminal) -> Iterator[str]:
         return
     yield terminal.paint("What binds", "bold")
     name_width = max(len(b.id) for b in found)
+    cells = BAR if terminal.width >= 100 else SHORT_BAR
     for b in found:
-        bar = terminal.paint(terminal.bar(b.share, BAR), "cyan")
+        bar = terminal.paint(terminal.bar(b.share, cells), "cyan")
         lead = f"  {100 * b.share:3.0f} % "
-        left = len(lead) + BAR + 2 + name_width + 2
+        left = len(lead) + cells + 2 + name_width + 2
         text = terminal.wrap(f"{b.statement} ({b.phase})", width=terminal.width - left)
         yield f"{lead}{bar}  {b.id.ljust(name_width)}  {text[0]}"
         yield from (" " * left + line for line in text[1:])
@@ -170,7 +172,7 @@ def short_reason(v: Verdict, room: int) -> str:
     elif v.share is None:
         purpose = v.bottleneck.replace("-", " ")
         last = "an experiment can tell" if v.decision == "defer" else "cost cannot see it"
-        ways = [v.reason, f"for {purpose}: {last}"]
+        ways = [v.reason, f"for {purpose}: {last}", f"for {purpose}"]
     else:
         what = _short_outcome(v)
         where = "without it " if v.is_present else ""

@@ -8,7 +8,6 @@ import click
 
 from worthit.cli import _terminal
 from worthit.cli._case import case_options, read_case
-from worthit.errors import InputError
 
 
 @click.command("cost")
@@ -29,9 +28,6 @@ def command(target: str, trace: bool, is_full: bool, is_json: bool, **flags: Any
     """
     if trace:
         _show_trace(target, flags, is_json=is_json)
-        return
-    if trace:
-        _trace(target, is_json, flags)
         return
     from worthit.cost.record import cost
 
@@ -62,26 +58,3 @@ def _show_trace(target: str, flags: dict[str, Any], *, is_json: bool) -> None:
         _terminal.show_json(traced.record(capacity_bytes))
     else:
         _terminal.show(traced.lines(capacity_bytes))
-
-
-def _trace(target: str, is_json: bool, flags: dict[str, Any]) -> None:
-    """Print what building the model without memory shows."""
-    from worthit.spec.load import parse_hardware
-    from worthit.spec.trace import trace
-
-    on = flags.pop("on")
-    stated = [name for name, value in flags.items() if value is not None]
-    if stated:
-        raise InputError(
-            f"--{stated[0].replace('_', '-')} does not go with --trace: a traced model is counted, "
-            "not timed; leave it out"
-        )
-    capacity = None
-    if on is not None:
-        hardware = parse_hardware(on)
-        capacity = hardware.device.mem_bytes * hardware.n_devices
-    traced = trace(target)
-    if is_json:
-        _terminal.show_json(traced.record(capacity))
-    else:
-        _terminal.show(traced.lines(capacity))

@@ -323,7 +323,10 @@ def _sort_gain(v: Verdict) -> float:
 def _roofline(judgement: Judgement, ledger: list[dict[str, Any]], t: Words) -> str:
     device = judgement.case.hardware.device
     points = roofline_points(ledger)
-    formats = dict.fromkeys(row["dtype"] for row in ledger if row["flops"])
+    # What runs outside the matrix units is no number format and has no roof of its own.
+    formats = dict.fromkeys(
+        row["dtype"] for row in ledger if row["flops"] and row["dtype"] in device.flops_per_s
+    )
     peaks = {device.peak(name): name for name in formats}
     named = [(f"{name} {count(peak)}FLOP/s", peak) for peak, name in sorted(peaks.items())]
     named.reverse()
