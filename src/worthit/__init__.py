@@ -13,9 +13,15 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["cost", "judge", "load_case"]
+__all__ = ["cost", "judge", "load_case", "load_model", "save_model"]
 
-_LAZY = {"load_case": "worthit.spec.load", "cost": "worthit.cost", "judge": "worthit.judge"}
+_LAZY = {
+    "load_case": "worthit.spec.load",
+    "load_model": "worthit.nn.load",
+    "save_model": "worthit.nn.load",
+    "cost": "worthit.cost",
+    "judge": "worthit.judge",
+}
 
 
 def __getattr__(name: str) -> Any:

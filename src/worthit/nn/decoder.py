@@ -6,6 +6,8 @@ slots (mixers, feed-forward, norms) are filled by `worthit.nn.mixer.module_for`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -93,11 +95,15 @@ def _maybe(norm: nn.Module | None, x: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """A causal language model; `forward(input_ids)` gives logits `(batch, n, vocab_size)`."""
+    """A causal language model; `forward(input_ids)` gives logits `(batch, n, vocab_size)`.
+
+    `source_config` is the Hugging Face config of the checkpoint that it was loaded from.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.source_config: dict[str, Any] | None = None
         width = spec.embedding_dim or spec.d_model
         self.embedding = nn.Embedding(spec.vocab_size, width)
         is_narrow = width != spec.d_model

@@ -138,7 +138,12 @@ class Rule:
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    layout: Layout
+    layout: Layout = SAME
+
+    @classmethod
+    def same(cls, name: str) -> Rule:
+        """One tensor under our own name."""
+        return cls((name,), (name,))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,392 @@
+"""Checkpoints in and out: a folder of `config.json` and safetensors to a `Decoder`, and back.
+
+The decoder is built without memory, every tensor is checked by the files' headers before any is
+read, and then each is read, laid out as ours and put in place: nothing is held twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worthit.errors import SpecError, unknown_name
+from worthit.nn.decoder import Decoder, build
+from worthit.nn.weights.names import BUFFERS, Names, Rule, bind, names_of, shapes
+from worthit.spec.checkpoint import INDEX, SINGLE, read_checkpoint, read_tensors
+from worthit.spec.codec import to_json
+from worthit.spec.model import ModelSpec
+from worthit.spec.resolve import find_snapshot, read_json, resolve
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "fp64": torch.float64,
+}
+_PLAIN = ("F64", "F32", "F16", "BF16")
+# What writers of composites put in front of the language model's names, longest first.
+_TEXT_PREFIXES = ("model.language_model.", "language_model.")
+MAX_SHARD_BYTES = 5 * 10**9
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Decoder:
+    """The model whose weights are in `source`, ready for `model(input_ids)`.
+
+    Args:
+        source: a folder of a `config.json` and safetensors files, or a hub id in the local cache.
+        dtype: of the parameters, `"fp32"`, `"bf16"` or `"fp16"`; None keeps what is stored.
+        device: where to put them.
+
+    Raises:
+        SpecError: files that are damaged, or whose tensors are not those of the model that the
+            config describes: every missing, unexpected and mis-shaped one by name.
+        UnknownName: a model type, or a name, that is not known.
+        MissingCapability: a hub id that is not in the local cache.
+    """
+    folder = _folder_of(source)
+    checkpoint = read_checkpoint(folder)
+    if not checkpoint.n_tensors:
+        raise SpecError(f"{folder}: holds a config and no weights (*.safetensors)")
+    spec = checkpoint.model
+    _refuse_quantized(spec, folder)
+    wanted = _dtype(spec.precision.weights if dtype is None else dtype)
+    with torch.device("meta"):
+        model = build(spec)
+    config = read_json(folder / "config.json")
+    model.source_config = _text_config(config)
+    with ExitStack() as stack:
+        files = _Files(folder, stack, is_composite="text_config" in config)
+        rules = _matching_rules(model, files, folder)
+        for rule in rules:
+            ours = rule.layout.to_ours([files.read(name) for name in rule.theirs])
+            for name, tensor in zip(rule.ours, ours, strict=True):
+                _put(model, name, tensor, wanted, device)
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    assert not left, f"not filled: {left}"
+    model.eval()
+    return model
+
+
+def save_model(
+    model: Decoder,
+    folder: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write `config.json` and safetensors files under their published names.
+
+    With a Hugging Face config, `transformers` loads the folder too. Without one, and without one
+    that the model was loaded with, the config is the spec in worthit's own form and the tensors
+    have our names; `load_model` reads both.
+
+    Raises:
+        SpecError: a config that describes another model.
+    """
+    folder = Path(folder)
+    config = model.source_config if config is None else config
+    if config is not None:
+        _check_config(config, model.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = _tensors(model)
+    rules = _rules(model, config is not None)
+    shards = _shards(rules, ours, max_shard_bytes)
+    names = [
+        SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        for i in range(1, len(shards) + 1)
+    ]
+    placed: dict[str, str] = {}
+    for file, shard in zip(names, shards, strict=True):
+        _write_shard(folder / file, shard, ours)
+        placed |= {name: file for rule in shard for name in rule.theirs}
+    for old in folder.glob("model*.safetensors"):
+        if old.name not in names:
+            old.unlink()
+    (folder / INDEX).unlink(missing_ok=True)
+    if len(shards) > 1:
+        n_bytes = sum(t.numel() * t.element_size() for t in ours.values())
+        index = {"metadata": {"total_size": n_bytes}, "weight_map": placed}
+        _write_json(folder / INDEX, index)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    _write_json(folder / "config.json", _written_config(config, model.spec, dtype))
+
+
+# --- what is where ------------------------------------------------------------------------------
+
+
+def _folder_of(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    text = str(source)
+    # Says what is wrong with everything that names no model at all.
+    resolve(text)
+    hub_id, _, revision = text.partition("@")
+    found = find_snapshot(hub_id, revision or None)
+    if found is None:
+        raise SpecError(f"{text}: describes a model and holds no weights; give a checkpoint folder")
+    return found
+
+
+def _refuse_quantized(spec: ModelSpec, folder: Path) -> None:
+    formats = {spec.precision.weights, spec.precision.of_experts} - set(DTYPES)
+    if formats:
+        raise SpecError(
+            f"{folder}: weights are stored as {', '.join(sorted(formats))}, and only fp32, fp16 "
+            "and bf16 are read from safetensors; convert them first"
+        )
+
+
+def _dtype(wanted: str | torch.dtype) -> torch.dtype:
+    if isinstance(wanted, torch.dtype):
+        return wanted
+    if wanted not in DTYPES:
+        raise unknown_name("dtype", wanted, DTYPES)
+    return DTYPES[wanted]
+
+
+class _Files:
+    """The tensors of a folder under the names that a model of text alone would have.
+
+    `stored` has what each name's header says; `read` reads one.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack, *, is_composite: bool) -> None:
+        from safetensors import safe_open
+
+        headers = read_tensors(folder)
+        self._handles = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            handle = stack.enter_context(safe_open(path, framework="pt"))
+            self._handles.update(dict.fromkeys(handle.keys(), handle))
+        self.file_names = {t.name: t.name for t in headers}
+        if is_composite:
+            self.file_names = dict(_language_model(self.file_names))
+        by_file_name = {t.name: t for t in headers}
+        self.stored = {name: by_file_name[stored] for name, stored in self.file_names.items()}
+
+    def add_base(self, base: str, embedding: str) -> None:
+        """Put `base` in front of the names where a model without its head was written."""
+        if embedding in self.stored or embedding.removeprefix(base) not in self.stored:
+            return
+
+        def full(name: str) -> str:
+            return name if name.startswith(("lm_head.", "embed_out.", base)) else base + name
+
+        self.file_names = {full(name): stored for name, stored in self.file_names.items()}
+        self.stored = {full(name): tensor for name, tensor in self.stored.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, from the file."""
+        stored = self.file_names[name]
+        tensor: Tensor = self._handles[stored].get_tensor(stored)
+        return tensor
+
+
+def _language_model(names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """The language model's tensors of a composite; what belongs to other senses is left out."""
+    for name in names:
+        prefix = next((p for p in _TEXT_PREFIXES if name.startswith(p)), None)
+        if prefix is not None:
+            rest = name.removeprefix(prefix)
+            yield rest if rest.startswith(("model.", "lm_head.")) else f"model.{rest}", name
+        elif name.startswith("lm_head."):
+            yield name, name
+
+
+# --- does it fit --------------------------------------------------------------------------------
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.state_dict(keep_vars=True))
+
+
+def _rules(model: Decoder, is_published: bool, theirs: Iterable[str] | None = None) -> list[Rule]:
+    ours = _tensors(model)
+    if not is_published:
+        return [Rule.same(name) for name in ours]
+    there = None if theirs is None else frozenset(theirs)
+    return bind(names_of(model.spec), ours, model.spec.n_layers, there)
+
+
+def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
+    """The rules that fill `model` from `files`, or everything that is in the way."""
+    is_published = model.source_config is not None
+    names = names_of(model.spec) if is_published else Names(())
+    if is_published:
+        files.add_base(names.base, _of(names, "embedding")[0])
+    rules = _rules(model, is_published, files.stored)
+    expected = shapes(rules, _tensors(model))
+    found = {name: tensor.shape for name, tensor in files.stored.items()}
+    tied = _of(names, "head") if model.head is None else ()
+    ignored = [BUFFERS, *(re.compile(pattern) for pattern in names.ignored)]
+    extra = [
+        name
+        for name in found
+        if name not in expected and name not in tied and not any(p.search(name) for p in ignored)
+    ]
+    problems = [
+        *_named((name for name in expected if name not in found), "missing"),
+        *_named(extra, "not a tensor of this model"),
+        *(
+            f"{name}: expected the shape {list(shape)}, got {list(found[name])}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ),
+        *(
+            f"{name}: expected one of {', '.join(_PLAIN)}, got {files.stored[name].dtype}"
+            for name in expected
+            if name in found and files.stored[name].dtype not in _PLAIN
+        ),
+    ]
+    if not problems:
+        problems = _untied(tied, names, files)
+    if problems:
+        raise SpecError(*problems, context=str(folder))
+    return rules
+
+
+def _of(names: Names, ours: str) -> tuple[str, ...]:
+    """Everything that files call our module `ours`."""
+    theirs = [entry.theirs for entry in names.entries if entry.ours == ours]
+    return tuple(f"{name}.weight" for name in theirs if isinstance(name, str))
+
+
+def _untied(tied: Iterable[str], names: Names, files: _Files) -> list[str]:
+    """Heads that a file holds beside the embedding that they should be."""
+    embedding = next((n for n in _of(names, "embedding") if n in files.stored), None)
+    copies = [name for name in tied if name in files.stored]
+    return [
+        f"{name}: differs from {embedding}, and the config says that they are one "
+        "(tie_word_embeddings); set it to false"
+        for name in copies
+        if embedding is None or not torch.equal(files.read(name), files.read(embedding))
+    ]
+
+
+def _named(names: Iterable[str], what: str) -> list[str]:
+    """One line for names that differ in their numbers alone."""
+    by_pattern: dict[str, list[list[int]]] = {}
+    for name in names:
+        pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+        numbers = [int(n) for n in re.findall(r"(?<=\.)\d+(?=\.|$)", name)]
+        by_pattern.setdefault(pattern, []).append(numbers)
+    lines = []
+    for pattern, found in by_pattern.items():
+        name = pattern
+        for column in zip(*found, strict=True):
+            name = name.replace("*", _range(sorted(set(column))), 1)
+        count = f" ({len(found)} tensors)" if len(found) > 1 else ""
+        lines.append(f"{name}: {what}{count}")
+    return lines
+
+
+def _range(numbers: list[int]) -> str:
+    """`3`, `{0-7}` or `{0,2,4}`."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    first, last = numbers[0], numbers[-1]
+    if numbers == list(range(first, last + 1)):
+        return f"{{{first}-{last}}}"
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def _put(
+    model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, device: str | torch.device
+) -> None:
+    """Replace a tensor without memory by a real one; buffers keep the precision they have."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    old = getattr(module, leaf)
+    if isinstance(old, nn.Parameter):
+        new = tensor.to(device=device, dtype=dtype).contiguous()
+        module.register_parameter(leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+    else:
+        module.register_buffer(leaf, tensor.to(device=device, dtype=old.dtype).contiguous())
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def _shards(rules: list[Rule], ours: Mapping[str, Tensor], max_bytes: int) -> list[list[Rule]]:
+    """The rules in order, as many a file as stay below `max_bytes`."""
+    shards: list[list[Rule]] = [[]]
+    held = 0
+    for rule in rules:
+        n_bytes = sum(ours[name].numel() * ours[name].element_size() for name in rule.ours)
+        if shards[-1] and held + n_bytes > max_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(rule)
+        held += n_bytes
+    return shards
+
+
+def _write_shard(path: Path, rules: list[Rule], ours: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for rule in rules:
+        converted = rule.layout.to_theirs([ours[name].detach().cpu() for name in rule.ours])
+        # Parts of one matrix share its memory, which the format does not allow.
+        tensors |= {n: t.clone() for n, t in zip(rule.theirs, converted, strict=True)}
+    # The file may be the one that these tensors are mapped from.
+    partial = path.with_suffix(".partial")
+    save_file({n: t.contiguous() for n, t in tensors.items()}, partial, metadata={"format": "pt"})
+    partial.replace(path)
+
+
+def _write_json(path: Path, data: object) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config of the language model; None for worthit's own form."""
+    if "layers" in config and "d_model" in config:
+        return None
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return dict(config)
+    shared = ("torch_dtype", "dtype", "tie_word_embeddings")
+    return {**{key: config[key] for key in shared if key in config}, **text}
+
+
+def _check_config(config: Mapping[str, Any], spec: ModelSpec) -> None:
+    from worthit.spec.hf import from_config
+
+    said = from_config(config, name=spec.name, where="config")
+    # Formats and origins belong to files, not to the model.
+    if replace(said, precision=spec.precision, source=spec.source, name=spec.name) != spec:
+        raise SpecError(
+            "config: describes another model than the one to write; give the one that belongs to "
+            "it, or none"
+        )
+
+
+def _written_config(
+    config: Mapping[str, Any] | None, spec: ModelSpec, dtype: str
+) -> Mapping[str, Any]:
+    if config is None:
+        written: Mapping[str, Any] = to_json(spec)
+        return written
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    kept = {k: v for k, v in config.items() if k not in ("quantization_config", "torch_dtype")}
+    return {**kept, key: dtype}
