@@ -22,7 +22,7 @@ from worthit.calibrate._fit import fit
 from worthit.calibrate._probes import Backend, Facts, Probe, probes, sample
 from worthit.errors import MeasurementInconclusive, WorthitError
 from worthit.judge.judge import judge
-from worthit.spec.case import Device, Hardware
+from worthit.spec.case import Hardware
 from worthit.spec.load import build_case, calibration_path, load_device, load_preset
 
 # A machine with round constants: 2 TFLOP/s fp32 and twice that in bf16, 100 GB/s.
