@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any
-
 import click
 
 from worthit.cli import _terminal
-from worthit.errors import MissingCapability
 
 
 @click.command("calibrate")
+@click.option("--quick", is_flag=True, help="Seconds in place of a minute, for a first look.")
 @click.option("--json", "is_json", is_flag=True, help="Print what was measured as JSON.")
-def command(is_json: bool) -> None:
+def command(quick: bool, is_json: bool) -> None:
     """Measure this machine, so that `--on this` is exact.
 
-    Takes about a minute; stopping it loses nothing.
+    Takes about a minute. Interrupted, it keeps what it has; the next run goes on from there.
+
+    \b
+    worthit calibrate
+    worthit judge grammar-tutor --on this
     """
-    if importlib.util.find_spec("worthit.calibrate") is None:
-        raise MissingCapability("this version cannot calibrate", "pip install --upgrade worthit")
-    module = importlib.import_module("worthit.calibrate")
-    record: dict[str, Any] = module.calibrate()
+    from worthit.calibrate import calibrate, lines
+
+    record = calibrate(quick=quick)
     if is_json:
         _terminal.show_json(record)
     else:
-        _terminal.show(module.lines(record))
+        _terminal.show(lines(record))

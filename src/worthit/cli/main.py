@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-# Threads of the BLAS that NumPy loads cost tens of milliseconds to start; no verb here needs them.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
+# Starting the threads of the BLAS that NumPy loads costs these verbs more than they compute; what
+# measures the machine keeps them.
+WITHOUT_THREADS = ("judge", "cost", "explain")
 BUG = 1
 INTERRUPTED = 130
 # What a shell reports for a program whose reader went away: 128 + SIGPIPE.
@@ -25,6 +25,8 @@ def main() -> NoReturn:
     """The console script."""
     # A verdict is short-lived and makes few cycles: look for them rarely.
     gc.set_threshold(100_000, 50, 50)
+    if sys.argv[1:2] and sys.argv[1] in WITHOUT_THREADS:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
