@@ -57,12 +57,14 @@ class Block(nn.Module):
             h = _maybe(self.mixer_norm, x)
             beside = h if layer.has_one_norm else _maybe(self.ffn_norm, x)
             assert self.ffn is not None
-            return x + layer.residual_scale * (self.mix(h, tokens, caches) + self.ffn(beside))
+            return x + layer.residual_scale * (
+                self.mix(h, tokens, caches) + self.ffn(beside, tokens)
+            )
         if layer.mixers:
             added = self.mix(_maybe(self.mixer_norm, x), tokens, caches)
             x = self._add(x, added, self.mixer_post_norm)
         if self.ffn is not None:
-            x = self._add(x, self.ffn(_maybe(self.ffn_norm, x)), self.ffn_post_norm)
+            x = self._add(x, self.ffn(_maybe(self.ffn_norm, x), tokens), self.ffn_post_norm)
         return x
 
     def mix(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:

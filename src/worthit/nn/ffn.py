@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from worthit.nn.norm.gelu import gelu, gelu_tanh
 from worthit.nn.norm.relu import relu, relu2
 from worthit.nn.norm.swiglu import clamped_swish, silu
+from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -43,7 +44,7 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(model.d_model, inner, bias=ffn.has_bias)
         self.down = nn.Linear(ffn.d_ff, model.d_model, bias=ffn.has_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(batch, n, d_model)` to the same shape, token by token."""
+    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """`(batch, n, d_model)` to the same shape, token by token whatever `tokens` are."""
         y: Tensor = self.down(activate(self.spec, self.up(x)))
         return y if self.spec.out_scale == 1.0 else y * self.spec.out_scale

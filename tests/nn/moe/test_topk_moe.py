@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from nn.moe.mixtures import D_FF, EXPERT, MIXTURE, D, E, K, built, model_of
 from nn.tolerances import assert_near
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,29 +15,9 @@ from worthit.cost.params import ffn_params
 from worthit.nn.moe.experts import Experts
 from worthit.nn.moe.topk_moe import TopKMoE, build_moe
 from worthit.nn.norm.swiglu import clamped_swish
-from worthit.spec.model import FeedForward, Layer, ModelSpec, MoE
+from worthit.spec.model import FeedForward, MoE
 
-D, E, K, D_FF = 32, 8, 2, 16
-EXPERT = FeedForward(d_ff=D_FF)
 GATE_UP = "{0}.gate_proj.weight+{0}.up_proj.weight"
-MIXTURE = MoE(n_experts=E, n_experts_per_token=K, expert=EXPERT)
-
-
-def model_of(moe: MoE) -> ModelSpec:
-    return ModelSpec(
-        name="m", d_model=D, vocab_size=8, layers=(Layer(mixers=(), ffn=moe),), context_len=64
-    )
-
-
-def built(moe: MoE, seed: int = 0) -> TopKMoE:
-    torch.manual_seed(seed)
-    module = build_moe(moe, model_of(moe))
-    assert isinstance(module, TopKMoE)
-    for p in module.parameters():
-        nn.init.normal_(p, std=0.3)
-    if module.router.selection_bias is not None:
-        nn.init.normal_(module.router.selection_bias, std=0.3)
-    return module
 
 
 def slowly(m: TopKMoE, x: Tensor) -> Tensor:
@@ -328,14 +309,14 @@ def test_the_order_of_experts_does_not_matter() -> None:
 
 
 def test_all_experts_are_a_dense_mixture() -> None:
-    m, x = built(replace(MIXTURE, n_experts_per_token=E)), torch.randn(50, D)
-    every = torch.stack([m.experts.expert(i, x) for i in range(E)], dim=1)
+    m, x = built(replace(MIXTURE, n_experts_per_token=E)), torch.randn(1, 50, D)
+    every = torch.stack([m.experts.expert(i, x) for i in range(E)], dim=-2)
     gates = (x @ m.router.linear.weight.T).softmax(dim=-1)
-    assert_near(m(x), (every * gates[..., None]).sum(dim=1))
+    assert_near(m(x), (every * gates[..., None]).sum(dim=-2))
 
 
 def test_equal_experts_are_one_expert() -> None:
-    m, x = built(MIXTURE), torch.randn(50, D)
+    m, x = built(MIXTURE), torch.randn(1, 50, D)
     for p in m.experts.parameters():
         p.data = p.data[:1].expand_as(p).clone()
     assert_near(m(x), m.experts.expert(0, x))

@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from worthit.nn.moe.experts import Experts
 from worthit.nn.moe.shared_experts import SharedExperts
+from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
 
 # Keeps the division finite where all chosen sigmoids underflow (DeepSeek-V3's own).
@@ -98,14 +99,25 @@ class Router(nn.Module):
         return grouped.masked_fill(is_out[..., None], float("-inf")).flatten(-2)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Who goes where: token `tokens[j]` to expert `experts[j]`, counted with `weights[j]`."""
+
+    tokens: Tensor
+    experts: Tensor
+    weights: Tensor
+
+
 class TopKMoE(nn.Module):
     """Router, routed experts and, where the model has them, shared experts and a latent width."""
+
+    router_class = Router
 
     def __init__(self, moe: spec.MoE, model: spec.ModelSpec) -> None:
         super().__init__()
         self.spec = moe
         d, width = model.d_model, moe.d_latent or model.d_model
-        self.router = Router(moe, d)
+        self.router = self.router_class(moe, d)
         self.experts = Experts(moe.expert, moe.n_experts, width)
         self.shared = None if moe.shared is None else SharedExperts(moe, model)
         self.latent_in = self.latent_out = None
@@ -113,28 +125,53 @@ class TopKMoE(nn.Module):
             self.latent_in = nn.Linear(d, width, bias=moe.has_latent_bias)
             self.latent_out = nn.Linear(width, d, bias=moe.has_latent_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(batch, n, d_model)` to the same shape, token by token."""
-        tokens = x.flatten(0, -2)
-        y = self.routed(tokens, self.router(tokens))
+    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """`(batch, n, d_model)` to the same shape.
+
+        `tokens` says which are real, where a choice depends on others' (capacity, expert choice).
+        """
+        rows = x.flatten(0, -2)
+        routing = self.router(rows)
+        h = rows if self.latent_in is None else self.latent_in(rows)
+        y = self.routed(h, routing, x.shape[:-1], tokens)
+        y = y if self.latent_out is None else self.latent_out(y)
         if self.shared is not None:
-            y = y + self.shared(tokens)
+            y = y + self.shared(rows)
         return y.view_as(x)
 
-    def routed(self, x: Tensor, routing: Routing) -> Tensor:
-        """The chosen experts' weighted outputs for `x` `(n, d_model)`."""
-        h = x if self.latent_in is None else self.latent_in(x)
+    def routed(
+        self, h: Tensor, routing: Routing, shape: torch.Size, tokens: Tokens | None
+    ) -> Tensor:
+        """The weighted sum of experts for `h` `(batch * n, width)`; `shape` is `(batch, n)`."""
+        p = self.pairs(routing, shape, tokens)
+        return self.experts(h, p.tokens, p.experts, p.weights, scales_input=self.spec.scales_input)
+
+    def pairs(self, routing: Routing, shape: torch.Size, tokens: Tokens | None) -> Pairs:
+        """Every token with each expert that it chose."""
         n, k = routing.chosen.shape
-        y = self.experts(
-            h,
-            torch.arange(n, device=x.device).repeat_interleave(k),
-            routing.chosen.flatten(),
-            routing.weights.flatten(),
-            scales_input=self.spec.scales_input,
-        )
-        return y if self.latent_out is None else self.latent_out(y)
+        each = torch.arange(n, device=routing.chosen.device).repeat_interleave(k)
+        return Pairs(each, routing.chosen.flatten(), routing.weights.flatten())
 
 
-def build_moe(moe: spec.MoE, model: spec.ModelSpec) -> nn.Module:
+def real(shape: torch.Size, tokens: Tokens | None, device: torch.device) -> Tensor:
+    """`(batch, n)` booleans: which tokens of the pass are no padding."""
+    known = None if tokens is None else tokens.is_new_real
+    everyone = torch.ones(shape, dtype=torch.bool, device=device)
+    return everyone if known is None else known
+
+
+def build_moe(moe: spec.MoE, model: spec.ModelSpec) -> TopKMoE:
     """The mixture that `moe` describes, by who chooses whom."""
+    if moe.routing == "soft":
+        from worthit.nn.moe.soft_gating import SoftGating
+
+        return SoftGating(moe, model)
+    if moe.routing == "expert-choice":
+        from worthit.nn.moe.expert_choice import ExpertChoice
+
+        return ExpertChoice(moe, model)
+    if moe.capacity_factor is not None:
+        from worthit.nn.moe.switch import Switch
+
+        return Switch(moe, model)
     return TopKMoE(moe, model)

@@ -67,6 +67,7 @@ TECHNIQUE = Technique(
     relieves=("expert-imbalance",),
     bottleneck="Experts must be kept evenly loaded, and the loss that does it disturbs learning.",
     apply=apply,
+    module="worthit.nn.moe.aux_free_balancing:BiasBalancer",
     is_present=is_present,
     remove=remove,
     adoption="finetune",

@@ -97,6 +97,7 @@ TECHNIQUE = Technique(
     bottleneck="When tokens choose, some experts overflow and others idle, and a loss must push "
     "back.",
     apply=apply,
+    module="worthit.nn.moe.expert_choice:ExpertChoice",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -84,6 +84,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="Every routed expert has to learn the same common knowledge again.",
     apply=apply,
+    module="worthit.nn.moe.shared_experts:SharedExperts",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

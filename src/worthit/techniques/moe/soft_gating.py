@@ -74,6 +74,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="One network trained on unlike cases suffers interference between them.",
     apply=apply,
+    module="worthit.nn.moe.soft_gating:SoftGating",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -68,6 +68,7 @@ TECHNIQUE = Technique(
     relieves=("matmul-compute", "decode-weights"),
     bottleneck="Routing to several experts doubles compute and communication for each token.",
     apply=apply,
+    module="worthit.nn.moe.switch:Switch",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -77,6 +77,7 @@ TECHNIQUE = Technique(
     bottleneck="In a dense model every parameter costs compute for every token, so knowledge "
     "cannot grow faster than the bill.",
     apply=apply,
+    module="worthit.nn.moe.topk_moe:TopKMoE",
     is_present=is_present,
     remove=remove,
     adoption="retrain",
