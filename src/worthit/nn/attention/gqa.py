@@ -60,12 +60,13 @@ class GroupedQueryAttention(Mixer):
             q, gate = both.chunk(2, dim=-1)
             q, gate = q.flatten(-2), gate.flatten(-2)
         k, v = self.k_proj(x), self.v_proj(x)
-        if a.qkv_clip is not None:
-            q, k, v = (t.clamp(-a.qkv_clip, a.qkv_clip) for t in (q, k, v))
         if a.key_scale != 1.0:
             k = k * a.key_scale
         if self.qk_norm is not None and a.qk_norm == "full":
             q, k = self.qk_norm(q, k)
+        # What leaves a norm is clipped too (OLMoE).
+        if a.qkv_clip is not None:
+            q, k, v = (t.clamp(-a.qkv_clip, a.qkv_clip) for t in (q, k, v))
         q, k, v = (t.unflatten(-1, (-1, a.head_dim)).transpose(1, 2) for t in (q, k, v))
         q, k = self._placed(q, k, tokens)
         if cache is not None:

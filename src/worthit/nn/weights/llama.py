@@ -9,7 +9,9 @@ from worthit.nn.weights._parts import (
     LLAMA,
     OUT,
     PRE_NORMS,
+    QKV,
     experts,
+    gated_ffn,
     n_experts_of,
 )
 from worthit.nn.weights.names import BY_HEAD, Entry, Names, split
@@ -69,7 +71,7 @@ def stablelm(spec: ModelSpec) -> Names:
             ("key", "k_layernorm", attention.n_kv_heads),
         )
     ]
-    return Names((*LLAMA, *norms))
+    return Names((*AROUND, *PRE_NORMS, *QKV, OUT, *norms, *gated_ffn()))
 
 
 NAMES = {
