@@ -64,6 +64,9 @@ def _(mixer: LatentAttention, d_model: int) -> CacheElements:
 @cache_elements.register
 def _(mixer: LinearAttention, d_model: int) -> CacheElements:
     state = mixer.n_value_heads * mixer.key_dim * mixer.value_dim
+    if mixer.kind == "linear":
+        # The sum of keys that normalises (Katharopoulos et al. 2020, equation 17).
+        state += mixer.n_key_heads * mixer.key_dim
     width = 2 * mixer.n_key_heads * mixer.key_dim + mixer.n_value_heads * mixer.value_dim
     return CacheElements(fixed=state, conv=width * mixer.d_conv)
 
