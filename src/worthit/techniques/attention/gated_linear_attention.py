@@ -66,6 +66,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention is quadratic in the sequence, and a linear state that only adds, or "
     "decays by a constant, cannot choose what to forget.",
     apply=apply,
+    module="worthit.nn.attention.gated_linear_attention:GatedLinearAttention",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

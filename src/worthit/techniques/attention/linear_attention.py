@@ -60,6 +60,7 @@ TECHNIQUE = Technique(
     relieves=("attention-compute", "decode-cache", "kv-capacity"),
     bottleneck="Comparing every token with every other costs time that grows with their square.",
     apply=apply,
+    module="worthit.nn.attention.linear_attention:AdditiveAttention",
     is_present=is_present,
     remove=remove,
     adoption="retrain",
