@@ -7,7 +7,8 @@ common cancels in their ratio and only the difference is uncertain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,8 @@ STREAM_BOTTLENECK = {
     "scores": "attention-traffic",
     "other": "elementwise-traffic",
 }
+# What `time_pass` reads of every operation; the streams stand last.
+COLUMNS = ("flops", "sent", "launches", *STREAMS)
 SCENARIOS = 1 + 2 * len(FACTORS)
 
 
@@ -68,18 +71,24 @@ def spread(value: Number, points: int) -> Array:
     return out
 
 
-@dataclass(frozen=True)
 class PassTime:
     """Seconds of one pass by uncertainty factor (rows) and case (columns), layers and the rest.
 
-    `causes` gives the same total by bottleneck at the middle of every interval.
+    `causes` gives the same total by bottleneck at the middle of every interval; it is worked out
+    when it is asked for, which is for few of the cases that are compared.
     """
 
-    layers: Array
-    around: Array
-    causes: dict[str, Array]
+    def __init__(
+        self, layers: Array, around: Array, explain: Callable[[], dict[str, Array]]
+    ) -> None:
+        self.layers, self.around, self._explain = layers, around, explain
 
-    @property
+    @cached_property
+    def causes(self) -> dict[str, Array]:
+        """Seconds by bottleneck."""
+        return self._explain()
+
+    @cached_property
     def mid(self) -> Array:
         """Seconds at the middle of every interval, one a case."""
         total: Array = self.layers.sum(axis=0) + self.around.sum(axis=0)
@@ -87,15 +96,16 @@ class PassTime:
 
     def scaled(self, share: Number) -> PassTime:
         """The same pass with every time multiplied."""
-        causes = {name: seconds * share for name, seconds in self.causes.items()}
-        return PassTime(self.layers * share, self.around * share, causes)
+        return PassTime(self.layers * share, self.around * share, lambda: self._causes_times(share))
 
     def with_layers(self, share: float) -> PassTime:
         """The same pass through that share of the layers; what surrounds them stays."""
         layers = self.layers * share
         whole = layers.sum(axis=0) + self.around.sum(axis=0)
-        causes = {name: seconds * whole / self.mid for name, seconds in self.causes.items()}
-        return PassTime(layers, self.around, causes)
+        return PassTime(layers, self.around, lambda: self._causes_times(whole / self.mid))
+
+    def _causes_times(self, share: Number) -> dict[str, Array]:
+        return {name: seconds * share for name, seconds in self.causes.items()}
 
 
 def scenario_factors(is_calibrated: bool) -> Array:
@@ -124,14 +134,16 @@ def time_pass(
     cache it moves at the cache's rate.
     """
     n = len(ops)
-    table = {name: np.zeros((n, points)) for name in ("flops", "sent", "launches", *STREAMS)}
-    count = np.ones((n, points))
+    # One row a column of the ledger, one line an operation, one entry a case.
+    table = np.zeros((len(COLUMNS), n, points))
+    count = np.empty((n, points))
     for i, op in enumerate(ops):
-        for name, rows in table.items():
+        for j, name in enumerate(COLUMNS):
             value = getattr(op, name)
             if type(value) is not float or value:
-                rows[i] = value
+                table[j, i] = value
         count[i] = op.count
+    flops, sent, launches, *streams = table
     rates = [_rates(op, device, is_decode) for op in ops]
     compute = np.array([r[0] for r in rates])[:, None]
     memory = np.array([r[1] for r in rates])[:, None]
@@ -141,36 +153,40 @@ def time_pass(
     if working_set is not None and device.llc_bytes and device.llc_bytes_per_s:
         fast = np.asarray(working_set) <= device.llc_bytes
         bandwidth = np.where(fast, device.llc_bytes_per_s, bandwidth)
-    moved = table["weights"] + table["cache"] + table["scores"] + table["other"]
-    compute_s = table["flops"] / compute
+    moved = table[-len(STREAMS) :].sum(axis=0)
+    compute_s = flops / compute
     memory_s = moved / (memory * bandwidth)
-    comm_s = table["sent"] / (LINK_EFFICIENCY * np.asarray(link_bytes_per_s))
+    comm_s = sent / (LINK_EFFICIENCY * np.asarray(link_bytes_per_s))
     busy = (np.maximum(compute_s, memory_s) + comm_s) * count
-    started = table["launches"] * launch * count
+    started = launches * launch * count
 
-    factor = np.array([_factor(op) for op in ops])
+    carries = np.zeros((len(FACTORS), n))
+    carries[[_factor(op) for op in ops], range(n)] = 1.0
     around = np.array([op.is_around for op in ops])
     totals = []
     for part in (~around, around):
-        rows = np.zeros((len(FACTORS), points))
-        np.add.at(rows, factor[part], busy[part])
-        rows[FACTORS.index("launch")] += started[part].sum(axis=0)
+        rows = (carries * part) @ busy
+        rows[FACTORS.index("launch")] += part @ started
         totals.append(rows)
 
-    is_compute = compute_s > memory_s
-    causes: dict[str, Array] = {}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        per_byte = np.where(is_compute | (moved == 0), 0.0, busy / moved)
-    for stream, bottleneck in STREAM_BOTTLENECK.items():
-        causes[bottleneck] = (per_byte * table[stream]).sum(axis=0)
-    attends = np.array([op.kernel == "attention" for op in ops])
-    sends = np.array([op.kernel == "comm" for op in ops])
-    computing = np.where(is_compute, busy, 0.0)
-    causes["attention-compute"] = computing[attends].sum(axis=0)
-    causes["matmul-compute"] = computing[~attends].sum(axis=0)
-    causes["communication"] = busy[sends].sum(axis=0) + started[sends].sum(axis=0)
-    causes["launch-overhead"] = started[~sends].sum(axis=0)
-    return PassTime(totals[0], totals[1], causes)
+    def explain() -> dict[str, Array]:
+        is_compute = compute_s > memory_s
+        with np.errstate(divide="ignore", invalid="ignore"):
+            per_byte = np.where(is_compute | (moved == 0), 0.0, busy / moved)
+        causes = {
+            bottleneck: (per_byte * stream).sum(axis=0)
+            for bottleneck, stream in zip(STREAM_BOTTLENECK.values(), streams, strict=True)
+        }
+        attends = np.array([op.kernel == "attention" for op in ops])
+        sends = np.array([op.kernel == "comm" for op in ops])
+        computing = np.where(is_compute, busy, 0.0)
+        causes["attention-compute"] = attends @ computing
+        causes["matmul-compute"] = ~attends @ computing
+        causes["communication"] = sends @ (busy + started)
+        causes["launch-overhead"] = ~sends @ started
+        return causes
+
+    return PassTime(totals[0], totals[1], explain)
 
 
 def _rates(op: Op, device: Device, is_decode: bool) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -55,7 +56,7 @@ class Pass:
     kept_tokens: int | None = None
     precision: Precision = field(default_factory=Precision)
 
-    @property
+    @cached_property
     def tokens(self) -> Number:
         """Tokens computed on this device's replica."""
         return self.batch * self.new
@@ -177,9 +178,9 @@ def build(model: ModelSpec, p: Pass) -> list[Op]:
     """Every operation of one pass, with `layer` and `count` filled in."""
     ops: list[Op] = []
     for layer, n in model.layer_kinds:
-        count = np.maximum(n * p.depth, 1.0) * layer.n_loops
+        count, kind = np.maximum(n * p.depth, 1.0) * layer.n_loops, layer.kind
         for op in layer_ops(layer, model, p):
-            op.layer, op.count = layer.kind, count
+            op.layer, op.count = kind, count
             ops.append(op)
     for op in around_ops(model, p):
         op.layer, op.is_around = "around", True

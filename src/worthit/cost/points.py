@@ -7,6 +7,7 @@ Everything that may vary is an array with one entry a point; what does not vary 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -53,12 +54,12 @@ class Points:
         """How many cases."""
         return len(self.axis)
 
-    @property
+    @cached_property
     def width(self) -> Array:
         """Multiplier on every width."""
         return np.cbrt(self.size)
 
-    @property
+    @cached_property
     def depth(self) -> Array:
         """Multiplier on the number of layers: parameters grow with width squared times depth."""
         return np.cbrt(self.size)
