@@ -69,12 +69,21 @@ class Block(nn.Module):
 
     def mix(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:
         """The sum of the mixers on the same input."""
-        own = caches or [None] * len(self.mixers)
+        n_mixers = len(self.mixers)
+        own = caches[:n_mixers] if caches else [None] * n_mixers
         parts = [m(h, tokens, c) for m, c in zip(self.mixers, own, strict=True)]
         total: Tensor = parts[0]
         for part in parts[1:]:
             total = total + part
         return total
+
+    def feed(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:
+        """The feed-forward; the last cache is its own where it remembers (RWKV)."""
+        assert self.ffn is not None
+        if isinstance(self.ffn, Mixer):
+            return self.ffn(h, tokens, caches[-1] if caches else None)
+        y: Tensor = self.ffn(h)
+        return y
 
     def _add(self, x: Tensor, added: Tensor, after: nn.Module | None) -> Tensor:
         layer = self.spec
@@ -85,8 +94,8 @@ class Block(nn.Module):
         return x + (added if layer.residual_scale == 1.0 else layer.residual_scale * added)
 
     def new_caches(self) -> list[object]:
-        """An empty cache for each mixer."""
-        return [m.new_cache() for m in self.mixers if isinstance(m, Mixer)]
+        """An empty cache for each mixer, and for a feed-forward that remembers."""
+        return [m.new_cache() for m in (*self.mixers, self.ffn) if isinstance(m, Mixer)]
 
 
 def _maybe(norm: nn.Module | None, x: Tensor) -> Tensor:

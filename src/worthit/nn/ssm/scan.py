@@ -16,6 +16,7 @@ of sqrt(n): all chunks advance together, then the carries pass from chunk to chu
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class _Scan(torch.autograd.Function):
         return h
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch is untyped here
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, h, start = ctx.saved_tensors
         total = _padded(g.movedim(1, 0))
@@ -105,7 +106,7 @@ def scan_tile_(
     order = range(chunk - 1, -1, -1) if is_backward else range(chunk)
     steps_a, steps_b = a.unbind(1), b.unbind(1)
     # Every chunk from a state of zeros, and the product of its decays up to each token.
-    for before, now in zip(order[:-1], order[1:], strict=True):
+    for before, now in pairwise(order):
         steps_b[now].addcmul_(steps_a[now], steps_b[before])
         steps_a[now].mul_(steps_a[before])
     # The state that each chunk starts from.
