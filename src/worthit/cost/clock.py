@@ -144,10 +144,15 @@ def time_pass(
                 table[j, i] = value
         count[i] = op.count
     flops, sent, launches, *streams = table
-    rates = [_rates(op, device, is_decode) for op in ops]
-    compute = np.array([r[0] for r in rates])[:, None]
-    memory = np.array([r[1] for r in rates])[:, None]
-    launch = np.array([r[2] for r in rates])[:, None]
+    # Kernels of one kind run at one rate and carry one uncertainty: few kinds, many kernels.
+    kinds: dict[tuple[object, ...], tuple[float, float, float, int]] = {}
+    rates = []
+    for op in ops:
+        kind = (op.kernel, op.math, op.storage, op.is_fused)
+        if kind not in kinds:
+            kinds[kind] = (*_rates(op, device, is_decode), _factor(op))
+        rates.append(kinds[kind])
+    compute, memory, launch, factor = np.array(rates).T[:, :, None]
 
     bandwidth: Number = device.mem_bytes_per_s
     if working_set is not None and device.llc_bytes and device.llc_bytes_per_s:
@@ -161,7 +166,7 @@ def time_pass(
     started = launches * launch * count
 
     carries = np.zeros((len(FACTORS), n))
-    carries[[_factor(op) for op in ops], range(n)] = 1.0
+    carries[factor[:, 0].astype(int), np.arange(n)] = 1.0
     around = np.array([op.is_around for op in ops])
     totals = []
     for part in (~around, around):

@@ -8,6 +8,7 @@ it; a narrow format beside a wider one is widened first (weight-only quantizatio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from worthit.errors import unknown_name
 
@@ -87,6 +88,7 @@ def format_of(name: str) -> Format:
         raise unknown_name("number format", name, FORMATS) from None
 
 
+@cache
 def arithmetic(storage: str, activations: str) -> str:
     """What a product of stored weights and activations computes in: the wider of the two."""
     a, b = format_of(storage).math, format_of(activations).math
