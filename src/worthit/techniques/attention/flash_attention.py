@@ -57,6 +57,7 @@ TECHNIQUE = Technique(
     relieves=("attention-traffic", "activation-memory"),
     bottleneck="Attention waits for memory: the score matrix is written and read several times.",
     apply=apply,
+    module="worthit.nn.attention.flash_attention:flash_attention",
     is_present=is_present,
     remove=remove,
     adoption="drop-in",
