@@ -462,6 +462,15 @@ def _(inputs: dict[str, Any]) -> float:
     return float(trained(inputs).step_s[0, 0])
 
 
+@measure("training step ratio")
+def _(inputs: dict[str, Any]) -> float:
+    """A step with the fields of `before` over one with those of `after`."""
+    both = [
+        float(trained({**inputs, **inputs[which]}).step_s[0, 0]) for which in ("before", "after")
+    ]
+    return both[0] / both[1]
+
+
 @measure("device hours")
 def _(inputs: dict[str, Any]) -> float:
     found = trained(inputs)
