@@ -19,6 +19,7 @@ BAD_COMMANDS = {
     "no such count": ("judge grammar-tutor --on h100:none", "positive whole number"),
     "zero devices": ("judge grammar-tutor --on h100:0", "positive whole number"),
     "unknown technique": ("judge grammar-tutor --only qga", "gqa"),
+    "unknown family": ("judge grammar-tutor --only decodin", "did you mean decoding"),
     "unknown with": ("judge grammar-tutor --with kv-quantisation", "did you mean kv-quantization"),
     "unknown workload": ("judge grammar-tutor --workload chatt", "did you mean chat?"),
     "unknown format": ("judge grammar-tutor --weights fp9", "unknown number format 'fp9'"),

@@ -207,3 +207,32 @@ def test_explain_says_everything(lang: str, capsys: pytest.CaptureFixture[str]) 
         "Basis",
     ):
         assert word in out
+
+
+def test_the_hint_is_the_whole_command(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--on", "h100:8", "--prompt", "4k", "--only", "gqa"]
+    assert run(["judge", "llama-3.1-70b", *flags]) == 0
+    hint = next(x for x in capsys.readouterr().err.splitlines() if x.startswith("Next"))
+    command = hint.removeprefix("Next").partition("#")[0].split()
+    assert command[:2] == ["worthit", "explain"]
+    assert run(command[1:]) == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "explain muon --for grammar-tutor",
+        "explain gqa --for deepseek-v3",
+        "explain mla --for llama-3.1-70b --on rtx-4090",
+        "explain fsdp --for llama-3.1-8b --on h100:8 --train-tokens 1G --seq 4096",
+        "judge jamba-v0.1 --all",
+        "judge llama-3.1-8b --on h100:8 --train-tokens 1G --seq 4096 --weights fp8",
+        "cost llama-3.1-8b --on h100:8 --train-tokens 1G --seq 4096 --all",
+        "cost llama-3.1-70b --on rtx-4090",
+    ],
+)
+def test_every_kind_of_case_is_told(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == 0
+    out = capsys.readouterr().out
+    assert out.strip()
+    assert " nan" not in out

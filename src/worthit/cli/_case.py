@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from worthit.errors import InputError
+from worthit.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from worthit.spec.case import Case
@@ -166,3 +166,28 @@ def split_names(values: tuple[str, ...]) -> tuple[str, ...]:
     if not all(names):
         raise InputError(f"an empty name in {', '.join(values)!r}; write a,b without blanks")
     return tuple(dict.fromkeys(names))
+
+
+def as_flags(target: str, flags: dict[str, Any]) -> str:
+    """MODEL|CASE and the flags that were given, as a shell reads them."""
+    import shlex
+
+    words = [target]
+    for name in CASE_FLAGS:
+        if flags[name] is not None:
+            words += [f"--{name.replace('_', '-')}", str(flags[name])]
+    return shlex.join(words)
+
+
+def check_only(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`names`, each an id or a family.
+
+    Raises:
+        UnknownName: one is neither; the nearest of both are suggested.
+    """
+    known = known_names("technique or family") if names else ()
+    for name in names:
+        if name not in known:
+            see = "worthit list techniques"
+            raise unknown_name("technique or family", name, known, see=see)
+    return names

@@ -266,18 +266,18 @@ def _footer(judgement: Judgement, terminal: Terminal) -> Iterable[str]:
     return [terminal.paint(line, "dim") for line in terminal.wrap(text)]
 
 
-def footer_hints(
-    judgement: Judgement, target: str, *, is_full: bool = False, lang: str = "en"
-) -> list[str]:
-    """The next commands."""
+def footer_hints(judgement: Judgement, case: str, *, is_full: bool = False) -> list[str]:
+    """The next commands, each with what it gives; `case` is MODEL|CASE with its flags."""
     rows = sorted((v for v in judgement.verdicts if v.is_applicable), key=rank)
     hints = []
     if rows:
-        hints.append(f"worthit explain {rows[0].technique.id} --for {target}   every number of one")
+        hints.append((f"worthit explain {rows[0].technique.id} --for {case}", "all its numbers"))
     if not is_full:
-        hints.append("--all   every reason in full       --html report.html   the same as a page")
+        hints.append(("--all", "every reason in full"))
+    hints.append(("--html report.html", "the same as a page, with figures"))
     checks = dict.fromkeys(v.check_with for v in rows if v.check_with and v.decision != "never")
-    hints += [f"{check}   puts the verdicts to the test" for check in list(checks)[:1]]
-    if not hints:
-        return []
-    return [("Next  " if i == 0 else "      ") + hint for i, hint in enumerate(hints)]
+    hints += [(check, "puts the verdicts to the test") for check in list(checks)[:1]]
+    return [
+        f"{'Next' if i == 0 else '':<6}{command}   # {gives}"
+        for i, (command, gives) in enumerate(hints)
+    ]

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from worthit.errors import WorthitError
+
 # Columns where stdout is a file or a pipe and nothing says otherwise.
 PIPED_COLUMNS = 100
 WIDEST = 160
@@ -111,18 +113,29 @@ def _encodes(text: str, encoding: str | None) -> bool:
 def show(lines: Iterable[str]) -> None:
     """Print result lines; a character that the encoding lacks becomes a question mark."""
     text = "\n".join(line.rstrip() for line in lines)
-    try:
-        print(text)
-    except UnicodeEncodeError:
-        encoding = sys.stdout.encoding
-        print(text.encode(encoding, "replace").decode(encoding))
+    encoding = sys.stdout.encoding or "ascii"
+    if not _encodes(text, encoding):
+        text = text.encode(encoding, "replace").decode(encoding)
+    _write(text)
 
 
 def show_json(record: Any) -> None:
     """Print a record as JSON and nothing else; what is infinite has no number and becomes null."""
     import json
 
-    print(json.dumps(finite(record), indent=2, ensure_ascii=False, allow_nan=False))
+    # Escapes where the encoding lacks a letter: JSON stays JSON.
+    is_ascii = not _encodes("é△", sys.stdout.encoding)
+    _write(json.dumps(finite(record), indent=2, ensure_ascii=is_ascii, allow_nan=False))
+
+
+def _write(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise WorthitError(f"the result could not be written: {reason}") from None
 
 
 def finite(record: Any) -> Any:

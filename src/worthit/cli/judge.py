@@ -7,7 +7,14 @@ from typing import Any
 import click
 
 from worthit.cli import _terminal
-from worthit.cli._case import Name, case_options, read_case, split_names
+from worthit.cli._case import (
+    Name,
+    as_flags,
+    case_options,
+    check_only,
+    read_case,
+    split_names,
+)
 
 
 @click.command("judge")
@@ -60,7 +67,7 @@ def command(
 
     judgement = judge_case(
         case,
-        only=split_names(only),
+        only=check_only(split_names(only)),
         on_top_of=split_names(on_top_of),
         with_curves=page is not None,
     )
@@ -77,7 +84,7 @@ def command(
 
     terminal = _terminal.of_stdout()
     _terminal.show(judgement_lines(judgement, terminal, is_full=is_full, lang=lang))
-    for hint in footer_hints(judgement, target, is_full=is_full, lang=lang):
+    for hint in footer_hints(judgement, as_flags(target, flags), is_full=is_full):
         _terminal.note(hint)
 
 

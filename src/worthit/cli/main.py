@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -11,11 +12,10 @@ from typing import NoReturn
 # Starting the threads of the BLAS that NumPy loads costs these verbs more than they compute; what
 # measures the machine keeps them.
 WITHOUT_THREADS = ("judge", "cost", "explain")
-BUG = 1
+FAILED = 1
 INTERRUPTED = 130
 # What a shell reports for a program whose reader went away: 128 + SIGPIPE.
 NO_READER = 141
-
 
 # Modules that tidy up when the interpreter ends: threads, temporary files.
 NEED_A_PROPER_END = ("torch", "matplotlib", "multiprocessing", "concurrent.futures")
@@ -28,13 +28,14 @@ def main() -> NoReturn:
     if sys.argv[1:2] and sys.argv[1] in WITHOUT_THREADS:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        code = _without_reader()
+    if code == NO_READER:
+        # Python flushes stdout once more on its way out: give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not any(name in sys.modules for name in NEED_A_PROPER_END):
         # Taking NumPy down object by object costs as much as a tenth of a verdict.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -66,11 +67,12 @@ def run(arguments: Sequence[str]) -> int:
     except WorthitError as error:
         _say(str(error))
         return error.exit_code
-    except BrokenPipeError:
-        return _without_reader()
+    except (BrokenPipeError, SystemExit):
+        # click ends the interpreter when the reader of a pipe went away, and only then.
+        return NO_READER
     except MemoryError:
         _say("out of memory on this machine")
-        return BUG
+        return FAILED
     except Exception as error:
         if os.environ.get("WORTHIT_DEBUG"):
             raise
@@ -78,14 +80,8 @@ def run(arguments: Sequence[str]) -> int:
             f"this is a bug in worthit, please report it: {type(error).__name__}: "
             f"{' '.join(str(error).split())} (WORTHIT_DEBUG=1 shows where)"
         )
-        return BUG
+        return FAILED
 
 
 def _say(message: str) -> None:
     print(f"worthit: {message}", file=sys.stderr)
-
-
-def _without_reader() -> int:
-    # Python flushes stdout once more on its way out: give it somewhere to write.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return NO_READER
