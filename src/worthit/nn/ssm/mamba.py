@@ -220,7 +220,7 @@ class _SelectiveScan(torch.autograd.Function):
         return y, final
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch is untyped here
+    @once_differentiable
     def backward(ctx: Any, gy: Tensor, g_final: Tensor) -> tuple[Tensor, ...]:
         x, step, a, b, c, *starts = ctx.saved_tensors
         gx, g_step = torch.empty_like(x), torch.empty_like(step)

@@ -65,7 +65,7 @@ class TimeMixing(Mixer):
         past = None if cache is None else cache.get("peak")
         state = None if past is None or cache is None else tuple(cache.state[n] for n in names)
         w = self.log_decay.float().exp()
-        y, new = wkv(w, self.bonus.float(), k, v, state, tokens.is_new_real)  # type: ignore[arg-type]
+        y, new = wkv(w, self.bonus.float(), k, v, state, tokens.is_new_real)
         if cache is not None:
             cache.state.update(zip(names, new, strict=True))
         out: Tensor = self.output(r * y)

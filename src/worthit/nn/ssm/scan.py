@@ -72,7 +72,7 @@ class _Scan(torch.autograd.Function):
         return h
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch is untyped here
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, h, start = ctx.saved_tensors
         total = _padded(g.movedim(1, 0))
