@@ -154,3 +154,17 @@ def break_judge(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     monkeypatch.setattr("worthit.judge.judge.judge_case", broken)
+
+
+def test_a_name_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = tmp_path / "case.json"
+    name = "evil\x1b[2J\x07"
+    case.write_text(json.dumps({"name": name, "model": {"preset": "grammar-tutor", "name": name}}))
+    assert run(["judge", str(case), "--only", "gqa"]) == 0
+    assert run(["cost", str(case)]) == 0
+    assert run(["judge", name]) == 2
+    captured = capsys.readouterr()
+    assert "evil?[2J?" in captured.out
+    assert "\x1b" not in captured.out + captured.err

@@ -80,10 +80,7 @@ def test_notes_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_infinite_numbers_become_null(capsys: pytest.CaptureFixture[str]) -> None:
-    record = printed(
-        "judge llama-3.1-70b --on rtx-4090 --json --only weights,precision".replace("weights,", ""),
-        capsys,
-    )
+    record = printed("judge llama-3.1-70b --on rtx-4090 --json --only precision", capsys)
     assert record["fit"]["fits"] is False
     assert "Infinity" not in json.dumps(record)
 
@@ -123,3 +120,13 @@ def test_the_shell_completes_names(line: str, expected: str) -> None:
     completer = click.shell_completion.BashComplete(cli, {}, "worthit", "_WORTHIT_COMPLETE")
     found = completer.get_completions(words[:-1], words[-1])
     assert expected in {item.value for item in found}
+
+
+def test_a_shell_asks_for_completions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_WORTHIT_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "worthit judge grammar-t")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert run([]) == 0
+    assert capsys.readouterr().out.splitlines() == ["plain,grammar-tutor"]

@@ -41,6 +41,8 @@ _ASCII = {
     "—": "-",
 }
 _PLAIN = str.maketrans(_ASCII)
+# A model's name comes from a file: what would steer the terminal is shown as a question mark.
+_CONTROL = {code: "?" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Terminal:
         return f"\x1b[{';'.join(_CODES[s] for s in styles)}m{text}\x1b[0m"
 
     def plain(self, text: str) -> str:
-        """`text` with glyphs that the terminal has."""
+        """`text` with glyphs that the terminal has, and nothing that would steer it."""
+        text = printable(text)
         return text if self.has_glyphs else text.translate(_PLAIN)
 
     def wrap(self, text: str, *, indent: int = 0, width: int | None = None) -> list[str]:
@@ -76,6 +79,15 @@ class Terminal:
         full, half = divmod(halves, 2)
         text = "█" * full + ("▌" if half else "")
         return self.plain(text.ljust(cells, "░"))
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, but for tabs and line ends.
+
+    >>> printable("a\\x1b[31mb")
+    'a?[31mb'
+    """
+    return text.translate(_CONTROL)
 
 
 def of_stdout() -> Terminal:
@@ -151,7 +163,7 @@ def finite(record: Any) -> Any:
 
 def note(text: str) -> None:
     """A warning or hint, on stderr."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def warn(warnings: Iterable[str]) -> None:

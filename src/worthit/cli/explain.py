@@ -23,7 +23,9 @@ from worthit.errors import InputError
 @click.option(
     "--lang", type=click.Choice(("en", "es")), default="en", help="Language of the orientation."
 )
-@click.option("--json", "is_json", is_flag=True, help="Print the record of worthit.explain(...).")
+@click.option(
+    "--json", "is_json", is_flag=True, help="Print the technique and its verdict as JSON."
+)
 def command(name: str, target: str | None, lang: str, is_json: bool, **flags: Any) -> None:
     """Explain a technique, and what it would do for a case.
 

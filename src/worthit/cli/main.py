@@ -67,9 +67,12 @@ def run(arguments: Sequence[str]) -> int:
     except WorthitError as error:
         _say(str(error))
         return error.exit_code
-    except (BrokenPipeError, SystemExit):
-        # click ends the interpreter when the reader of a pipe went away, and only then.
+    except BrokenPipeError:
         return NO_READER
+    except SystemExit as error:
+        # click ends the interpreter itself in two places: with 1 where the reader of a pipe went
+        # away, and after it has completed a word for a shell.
+        return NO_READER if error.code == 1 else 0
     except MemoryError:
         _say("out of memory on this machine")
         return FAILED
@@ -84,4 +87,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"worthit: {message}", file=sys.stderr)
+    from worthit.cli._terminal import note
+
+    note(f"worthit: {message}")

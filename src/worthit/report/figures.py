@@ -221,7 +221,7 @@ def _limits(curves: Iterable[Sequence[CurvePoint]]) -> tuple[float, float]:
 def short(value: float) -> str:
     """A tick's label: `500`, `32k`, `0.25`.
 
-    >>> short(32000), short(0.25), short(1048576)
+    >>> short(32000), short(0.25), short(1e6)
     ('32k', '0.25', '1M')
     """
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

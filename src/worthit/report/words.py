@@ -111,7 +111,7 @@ def time_line(time: Record) -> str:
     rate = time.get("tokens_per_s")
     if rate:
         low, mid, high = (count(rate[key]) for key in ("low", "mid", "high"))
-        parts.append(f"{mid} tokens/s [{low} - {high}]")
+        parts.append(f"{mid} tokens/s [{low}-{high}]")
     return SEPARATOR.join(parts)
 
 
@@ -131,8 +131,8 @@ def interval(value: Record) -> str:
     if low == mid == high:
         return mid
     if low.endswith(f" {unit}") and high.endswith(f" {unit}"):
-        return f"{mid.split()[0]} {unit} [{low.split()[0]} - {high.split()[0]}]"
-    return f"{mid} [{low} - {high}]"
+        return f"{mid.split()[0]} {unit} [{low.split()[0]}-{high.split()[0]}]"
+    return f"{mid} [{low}-{high}]"
 
 
 # Metrics that are not the time of the service say what they are about.
