@@ -33,6 +33,8 @@ UNCERTAINTY: dict[str, float] = {
     "quantized": 0.20,
     "narrow": 0.50,
     "launch": 0.30,
+    # What a collective takes whatever its size: 5 to 20 us in measured tables, the middle 10.
+    "floor": 1.00,
     # A whole training run beside the sum of its kernels; see `RUN_EFFICIENCY` in `train`.
     "run": 0.30,
 }
@@ -168,10 +170,12 @@ def time_pass(
     carries = np.zeros((len(FACTORS), n))
     carries[factor[:, 0].astype(int), np.arange(n)] = 1.0
     around = np.array([op.is_around for op in ops])
+    sends = np.array([op.kernel == "comm" for op in ops])
     totals = []
     for part in (~around, around):
         rows = (carries * part) @ busy
-        rows[FACTORS.index("launch")] += part @ started
+        rows[FACTORS.index("launch")] += (part & ~sends) @ started
+        rows[FACTORS.index("floor")] += (part & sends) @ started
         totals.append(rows)
 
     def explain() -> dict[str, Array]:
@@ -183,7 +187,6 @@ def time_pass(
             for bottleneck, stream in zip(STREAM_BOTTLENECK.values(), streams, strict=True)
         }
         attends = np.array([op.kernel == "attention" for op in ops])
-        sends = np.array([op.kernel == "comm" for op in ops])
         computing = np.where(is_compute, busy, 0.0)
         causes["attention-compute"] = attends @ computing
         causes["matmul-compute"] = ~attends @ computing

@@ -17,8 +17,9 @@ from worthit.nn.mixer import Mixer, module_for
 from worthit.nn.norm import norm_for
 from worthit.nn.position import sinusoidal
 from worthit.nn.position.learned_positions import LearnedPositions
+from worthit.nn.position.relative_bias import RelativeBias
 from worthit.nn.tokens import Tokens, tokens_of
-from worthit.spec.model import Layer, ModelSpec
+from worthit.spec.model import Attention, Layer, ModelSpec
 
 
 def build(spec: ModelSpec) -> Decoder:
@@ -125,6 +126,10 @@ class Decoder(nn.Module):
             self.positions = LearnedPositions(
                 spec.n_positions, spec.d_model, offset=spec.position.offset
             )
+        self.relative_bias: RelativeBias | None = None
+        if spec.position.kind == "relative-bias":
+            n_heads = [m.n_heads for m in spec.mixers if isinstance(m, Attention)]
+            self.relative_bias = RelativeBias(max(n_heads, default=0))
         self.embedding_norm = norm_for(spec.norm, spec.d_model) if spec.has_embedding_norm else None
         self.layers = nn.ModuleList(Block(layer, spec) for layer in spec.layers)
         self.final_norm = norm_for(spec.norm, spec.d_model) if spec.has_final_norm else None
@@ -158,6 +163,7 @@ class Decoder(nn.Module):
         if cache is not None:
             attention_mask = cache.mask_of(input_ids.shape[1], attention_mask, input_ids)
         tokens = tokens_of(input_ids, past=past, attention_mask=attention_mask)
+        tokens.relative_bias = self.relative_bias
         x = self.embed(input_ids, tokens)
         for i, block in enumerate(self.layers):
             x = block(x, tokens, None if cache is None else cache.layers[i])

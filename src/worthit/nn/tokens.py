@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from worthit.nn.position.relative_bias import RelativeBias
 
 T = TypeVar("T")
 
@@ -26,12 +29,14 @@ class Tokens:
         past: tokens of each row in earlier passes.
         positions: `(batch, n)`, each token's place in its own sequence; padding has 0.
         is_real: `(batch, past + n)` booleans, False on padding; None when nothing is padded.
+        relative_bias: the model's table of biases by distance, which its layers share.
     """
 
     n: int
     past: int
     positions: Tensor
     is_real: Tensor | None = None
+    relative_bias: RelativeBias | None = None
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -22,6 +22,7 @@ from worthit.nn.cache import KVCache
 from worthit.nn.mixer import Mixer
 from worthit.nn.norm.qk_norm import QKNorm
 from worthit.nn.position import alibi
+from worthit.nn.position.nope import is_told_no_order
 from worthit.nn.position.rope import rotate, rotation
 from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
@@ -119,10 +120,20 @@ class GroupedQueryAttention(Mixer):
         return q, k
 
     def _bias(self, tokens: Tokens, n_keys: int) -> Tensor | None:
-        if self.position.kind != "alibi":
+        n_heads, kind = self.spec.n_heads, self.position.kind
+        if is_told_no_order(self.spec, self.position):
             return None
-        n_heads = self.spec.n_heads
-        return tokens.shared(
-            ("alibi", n_heads, n_keys),
-            lambda: alibi.bias(n_heads, tokens.key_positions()[:, -n_keys:]),
-        )
+        if kind == "alibi":
+            return tokens.shared(
+                ("alibi", n_heads, n_keys),
+                lambda: alibi.bias(n_heads, tokens.key_positions()[:, -n_keys:]),
+            )
+        if kind == "relative-bias":
+            table = tokens.relative_bias
+            assert table is not None, "the decoder owns the table"
+            every_head = tokens.shared(
+                ("relative-bias", n_keys),
+                lambda: table(tokens.positions, tokens.key_positions()[:, -n_keys:]),
+            )
+            return every_head[:, :n_heads]
+        return None
