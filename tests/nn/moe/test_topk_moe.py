@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worthit.cost.params import ffn_params
-from worthit.nn.moe.experts import Experts
+from worthit.nn.moe.experts import Experts, Sorted
 from worthit.nn.moe.topk_moe import TopKMoE, build_moe
 from worthit.nn.norm.swiglu import clamped_swish
 from worthit.spec.model import FeedForward, MoE
@@ -277,26 +277,29 @@ def test_bf16_stays_near_fp32() -> None:
     assert_near(m.bfloat16()(x), want.bfloat16())
 
 
-@pytest.mark.parametrize("path", ["run_grouped", "run_segments"])
-def test_both_paths_run_each_expert_on_its_rows(path: str) -> None:
+@pytest.mark.parametrize("path", ["grouped", "segment_by_segment"])
+def test_both_paths_add_each_expert_to_its_tokens(path: str) -> None:
     torch.manual_seed(0)
     experts = Experts(KINDS["router bias"].expert, 5, D)
-    counts = [3, 0, 4, 1, 0]
-    rows = torch.randn(8, D)
-    want = torch.cat(
-        [
-            clamped_swish(*(part @ up.T + ub).chunk(2, dim=-1), 0.7) @ down.T + db
-            for part, up, ub, down, db in zip(
-                rows.split(counts),
-                experts.up,
-                experts.up_bias,
-                experts.down,
-                experts.down_bias,
-                strict=True,
-            )
-        ]
-    )
-    assert_near(getattr(experts, path)(rows, torch.tensor(counts)), want)
+    assert experts.up_bias is not None
+    assert experts.down_bias is not None
+    x, tokens = torch.randn(4, D, requires_grad=True), [0, 3, 1, 0, 1, 2, 3, 3]
+    owners, weights = [0, 0, 0, 2, 2, 2, 2, 3], torch.rand(8, 1)
+    want = torch.zeros(4, D)
+    for t, i, w in zip(tokens, owners, weights, strict=True):
+        h = x[t] @ experts.up[i].T + experts.up_bias[i]
+        h = clamped_swish(*h.chunk(2, dim=-1), 0.7) @ experts.down[i].T + experts.down_bias[i]
+        want = want + functional.pad((h * w)[None], (0, 0, t, 3 - t))
+    pairs = Sorted(torch.tensor(tokens), weights, torch.bincount(torch.tensor(owners), minlength=5))
+    got = getattr(experts, path)(x, pairs)
+    assert_near(got, want)
+    signal, leaves = torch.randn(4, D), [x, *experts.parameters()]
+    for a, b in zip(
+        torch.autograd.grad((got * signal).sum(), leaves),
+        torch.autograd.grad((want * signal).sum(), leaves),
+        strict=True,
+    ):
+        assert_near(a, b)
 
 
 def test_the_order_of_experts_does_not_matter() -> None:

@@ -5,12 +5,15 @@ section 4: no token is dropped and no row is padded, whatever each expert's load
 
 | paper | here |
 |---|---|
-| token copies, permuted | `rows`, sorted by expert |
+| token copies, permuted | `Sorted` |
 | tokens per expert | `counts` |
 | block-sparse products | `grouped_mm`, or one product a segment |
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +23,42 @@ from worthit.nn.ffn import activate
 from worthit.spec import model as spec
 
 # From this many rows an expert on, one segment after another keeps its intermediates in the cache,
-# which saves a CPU more than single calls for all segments do.
+# which saves a CPU more than single calls for all segments do. So it is for a single token.
 SEGMENT_ROWS = 64
 # grouped_mm wants rows that start at multiples of this many bytes.
 ALIGNMENT_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Pairs of tokens and experts, in the order of experts.
+
+    Attributes:
+        tokens: `(pairs,)`.
+        weights: `(pairs, 1)`, in fp32.
+        counts: `(n_experts,)`, how many pairs are whose.
+        scales_input: whether the weights multiply what goes in, or what comes out.
+    """
+
+    tokens: Tensor
+    weights: Tensor
+    counts: Tensor
+    scales_input: bool = False
+
+    def inputs(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """What experts read, of `rows` `(n, width)`."""
+        return (rows * weights).to(rows.dtype) if self.scales_input else rows
+
+    def outputs(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """What experts write, in fp32, of their `rows` `(n, width)`."""
+        return rows.to(weights.dtype) if self.scales_input else rows * weights
+
+    def added(self, x: Tensor, tokens: list[Tensor], parts: Iterable[Tensor]) -> Tensor:
+        """Every part added to its tokens' rows, in the shape and type of `x`."""
+        y = torch.zeros(x.shape, dtype=self.weights.dtype, device=x.device)
+        for where, part in zip(tokens, parts, strict=True):
+            y.index_add_(0, where, part)
+        return y.to(x.dtype)
 
 
 class Experts(nn.Module):
@@ -71,53 +106,55 @@ class Experts(nn.Module):
             scales_input: multiply its input instead.
         """
         order = experts.argsort(stable=True)
-        tokens, weights = tokens[order], weights[order, None]
-        counts = torch.bincount(experts, minlength=self.n_experts)
-        rows = x.index_select(0, tokens)
-        rows = (
-            self.run((rows * weights).to(x.dtype), counts)
-            if scales_input
-            else (self.run(rows, counts) * weights)
+        p = Sorted(
+            tokens[order],
+            weights[order, None],
+            torch.bincount(experts, minlength=self.n_experts),
+            scales_input,
         )
-        # Summed in fp32: the weights are.
-        y = torch.zeros(x.shape, dtype=rows.dtype, device=x.device)
-        return y.index_add(0, tokens, rows).to(x.dtype)
+        few_rows = len(order) < SEGMENT_ROWS * self.n_experts
+        is_single = x.shape[0] == 1 and not torch.is_grad_enabled()
+        if ((few_rows and not is_single) or x.device.type != "cpu") and self._is_aligned(x):
+            return self.grouped(x, p)
+        return self.segment_by_segment(x, p)
 
-    def run(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Each expert on its own `rows` `(pairs, width)`, which stand in the order of experts.
-
-        `counts` `(n_experts,)` says how many rows are whose.
-        """
-        is_small = rows.shape[0] < SEGMENT_ROWS * self.n_experts
-        if (is_small or rows.device.type != "cpu") and self._is_aligned(rows):
-            return self.run_grouped(rows, counts)
-        return self.run_segments(rows, counts)
-
-    def run_grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
+    def grouped(self, x: Tensor, p: Sorted) -> Tensor:
         """All experts in one call a matrix."""
-        ends = counts.cumsum(0).to(torch.int32)
+        ends = p.counts.cumsum(0).to(torch.int32)
+        rows = p.inputs(x.index_select(0, p.tokens), p.weights)
         h = functional.grouped_mm(rows, self.up.transpose(1, 2), offs=ends)
         if self.up_bias is not None:
-            h = h + self.up_bias.repeat_interleave(counts, dim=0)
+            h = h + self.up_bias.repeat_interleave(p.counts, dim=0)
         y = functional.grouped_mm(activate(self.spec, h), self.down.transpose(1, 2), offs=ends)
         if self.down_bias is not None:
-            y = y + self.down_bias.repeat_interleave(counts, dim=0)
-        return y if self.spec.out_scale == 1.0 else y * self.spec.out_scale
+            y = y + self.down_bias.repeat_interleave(p.counts, dim=0)
+        y = y if self.spec.out_scale == 1.0 else y * self.spec.out_scale
+        return p.added(x, [p.tokens], [p.outputs(y, p.weights)])
 
-    def run_segments(self, rows: Tensor, counts: Tensor) -> Tensor:
+    def segment_by_segment(self, x: Tensor, p: Sorted) -> Tensor:
         """One expert after another, those without rows left out."""
-        segments = rows.split(counts.tolist())
-        parts = [self.expert(i, part) for i, part in enumerate(segments) if part.shape[0]]
-        return torch.cat(parts) if parts else rows
+        counts = p.counts.tolist()
+        tokens, weights = p.tokens.split(counts), p.weights.split(counts)
+        # Unbound once: a gradient by index would be as large as all experts, for each of them.
+        ups, downs = self.up.unbind(), self.down.unbind()
+        parts = (
+            p.outputs(self.expert(i, p.inputs(x.index_select(0, t), w), ups[i], downs[i]), w)
+            for i, (t, w) in enumerate(zip(tokens, weights, strict=True))
+            if counts[i]
+        )
+        return p.added(x, [t for t in tokens if t.shape[0]], parts)
 
-    def expert(self, index: int, x: Tensor) -> Tensor:
+    def expert(
+        self, index: int, x: Tensor, up: Tensor | None = None, down: Tensor | None = None
+    ) -> Tensor:
         """The feed-forward `index` on `x` `(n, width)`."""
+        up, down = self.up[index] if up is None else up, self.down[index] if down is None else down
         up_bias = None if self.up_bias is None else self.up_bias[index]
         down_bias = None if self.down_bias is None else self.down_bias[index]
-        h = activate(self.spec, functional.linear(x, self.up[index], up_bias))
-        y = functional.linear(h, self.down[index], down_bias)
+        h = activate(self.spec, functional.linear(x, up, up_bias))
+        y = functional.linear(h, down, down_bias)
         return y if self.spec.out_scale == 1.0 else y * self.spec.out_scale
 
-    def _is_aligned(self, rows: Tensor) -> bool:
+    def _is_aligned(self, x: Tensor) -> bool:
         widths = (self.up.shape[1], self.up.shape[2], self.down.shape[2])
-        return all(w * rows.element_size() % ALIGNMENT_BYTES == 0 for w in widths)
+        return all(w * x.element_size() % ALIGNMENT_BYTES == 0 for w in widths)
