@@ -15,6 +15,7 @@ from typing import Any
 from worthit.judge.bottleneck import TITLES
 from worthit.judge.words import count, three
 from worthit.report import records
+from worthit.spec.hf import known_model_types
 from worthit.techniques import UNSEEN, Source, Technique, catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,10 +197,18 @@ def models_page() -> str:
     """Every model that ships, its size and where its configuration comes from."""
     lines = ["# Models", "", NOTE, ""]
     rows = [
-        [f"`{m['id']}`", m["name"] or "", count(m["n_params"] or 0), m["source"] or ""]
+        [
+            f"`{m['id']}`",
+            m["name"] or "",
+            count(m["counted_params"]),
+            m["model_type"] or "native",
+            m["source"] or "",
+        ]
         for m in records.models()
     ]
-    return _document([*lines, *_table(("id", "model", "parameters", "source"), rows), ""])
+    heads = ("id", "model", "parameters", "type", "source")
+    known = f"Model types read from a `config.json`: {', '.join(known_model_types())}."
+    return _document([*lines, known, "", *_table(heads, rows), ""])
 
 
 # --- pieces --------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def _by_family(entries: list[Entry], lines: list[str], terminal: Terminal) -> li
 
 
 def _model(entry: Entry) -> tuple[str, ...]:
-    n = entry["n_params"]
+    n = entry["counted_params"]
     aliases = ", ".join(entry["aliases"] or ())
     name = entry["name"] or ""
     return entry["id"], count(n) if n else "", f"{name} ({aliases})" if aliases else name

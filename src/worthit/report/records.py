@@ -19,8 +19,11 @@ def models() -> list[Record]:
     """Every model that ships."""
     from worthit.spec._shipped import preset_entry, preset_names
 
-    keys = ("id", "name", "aliases", "n_params", "source", "date")
-    return [_picked(preset_entry(name), keys) for name in preset_names()]
+    keys = ("id", "name", "aliases", "counted_params", "model_type", "source", "date")
+    entries = [preset_entry(name) for name in preset_names()]
+    return [
+        _picked(e | {"model_type": e.get("config", {}).get("model_type")}, keys) for e in entries
+    ]
 
 
 def devices() -> list[Record]:
