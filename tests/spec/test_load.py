@@ -70,7 +70,7 @@ def test_the_grammar_tutor_has_the_parameters_it_states() -> None:
     feed_forward = (d * d_ff + d_ff) + (d_ff * d + d)
     by_hand = attention + feed_forward + 3 * 2 * d + 2 * vocab_size * d + context_len * d
     assert by_hand == 500_544
-    assert _shipped.preset_entry("grammar-tutor")["n_params"] == by_hand
+    assert _shipped.preset_entry("grammar-tutor")["counted_params"] == by_hand
     assert count_params(load_preset("grammar-tutor")).total == by_hand
 
 
