@@ -26,7 +26,7 @@ class LearnedPositions(nn.Module):
         rows = positions + self.offset
         last = int(rows.max())
         if last >= self.weight.shape[0]:
-            known = self.weight.shape[0] - self.offset
+            known, last = self.weight.shape[0] - self.offset, last - self.offset
             raise InputError(
                 f"the model has learned positions for {known} tokens, got position {last}; "
                 "shorten the input"
