@@ -54,6 +54,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="A hard threshold throws away whatever lies just below it.",
     apply=apply,
+    module="worthit.nn.norm.gelu:gelu",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

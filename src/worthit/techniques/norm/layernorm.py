@@ -43,6 +43,7 @@ TECHNIQUE = Technique(
     relieves=("stability",),
     bottleneck="Activations drift in scale from layer to layer, and deep stacks stop training.",
     apply=apply,
+    module="worthit.nn.norm.layernorm:LayerNorm",
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption="A training run; from RMSNorm it would be a step back in time.",

@@ -49,6 +49,7 @@ TECHNIQUE = Technique(
     bottleneck="With norms after each addition the gradients near the output are large and those "
     "near the input vanish, so deep stacks need a long warm-up.",
     apply=apply,
+    module="worthit.nn.decoder:Block",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -68,6 +68,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention logits grow during training until the softmax saturates and the loss "
     "diverges.",
     apply=apply,
+    module="worthit.nn.norm.qk_norm:QKNorm",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -54,6 +54,7 @@ TECHNIQUE = Technique(
     relieves=("stability",),
     bottleneck="Saturating activations pass on almost no gradient.",
     apply=apply,
+    module="worthit.nn.norm.relu:relu",
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption=(

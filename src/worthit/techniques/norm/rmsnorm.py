@@ -55,6 +55,7 @@ TECHNIQUE = Technique(
     relieves=("elementwise-traffic",),
     bottleneck="Layer normalisation spends time on a centring that training does not need.",
     apply=apply,
+    module="worthit.nn.norm.rmsnorm:RMSNorm",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -49,6 +49,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="A feed-forward with a fixed curve cannot let one feature switch another.",
     apply=apply,
+    module="worthit.nn.norm.swiglu:silu",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

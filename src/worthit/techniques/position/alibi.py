@@ -42,6 +42,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="Models fail on texts longer than they were trained on, and long training is dear.",
     apply=apply,
+    module="worthit.nn.position.alibi:bias",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -50,6 +50,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="Attention treats its input as a set: without positions word order is lost.",
     apply=apply,
+    module="worthit.nn.position.learned_positions:LearnedPositions",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

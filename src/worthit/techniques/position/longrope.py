@@ -43,6 +43,7 @@ TECHNIQUE = Technique(
     relieves=("context-length",),
     bottleneck="One formula for all rotations wastes information when the stretch is large.",
     apply=apply,
+    module="worthit.nn.position.longrope:stretch",
     is_present=is_present,
     remove=remove,
     adoption="finetune",

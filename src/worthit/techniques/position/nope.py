@@ -84,6 +84,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="Every explicit scheme ties the model to the positions that it was trained on.",
     apply=apply,
+    module="worthit.nn.position.nope:is_told_no_order",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -55,6 +55,7 @@ TECHNIQUE = Technique(
     relieves=("context-length",),
     bottleneck="Dividing all positions blurs the fast rotations that tell neighbours apart.",
     apply=apply,
+    module="worthit.nn.position.ntk_scaling:stretch",
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

@@ -42,6 +42,7 @@ TECHNIQUE = Technique(
     relieves=("context-length",),
     bottleneck="Past the trained length rotary angles are ones that the model has never seen.",
     apply=apply,
+    module="worthit.nn.position.position_interpolation:stretch",
     is_present=is_present,
     remove=remove,
     adoption="finetune",

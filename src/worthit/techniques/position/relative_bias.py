@@ -54,6 +54,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="What matters is how far apart two words are, and absolute positions do not say so.",
     apply=apply,
+    module="worthit.nn.position.relative_bias:RelativeBias",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

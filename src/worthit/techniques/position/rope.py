@@ -48,6 +48,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="Absolute positions added to tokens make attention learn every distance anew.",
     apply=apply,
+    module="worthit.nn.position.rope:rotate",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -43,6 +43,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="Attention treats its input as a set: without positions word order is lost.",
     apply=apply,
+    module="worthit.nn.position.sinusoidal:table",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -43,6 +43,7 @@ TECHNIQUE = Technique(
     relieves=("context-length",),
     bottleneck="Treating all rotations alike either blurs neighbours or meets unknown angles.",
     apply=apply,
+    module="worthit.nn.position.yarn:stretch",
     is_present=is_present,
     remove=remove,
     adoption="finetune",
