@@ -170,6 +170,8 @@ VARIANTS: dict[str, dict[str, Config]] = {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
+            # There and never read: its queries and keys are normalised instead.
+            "attn_logit_softcapping": 1.0,
         },
     },
     "gpt2": {

@@ -60,6 +60,16 @@ ONE_PROBLEM: dict[str, tuple[Config, str]] = {
         without(MIXTRAL, "num_local_experts"),
         "num_local_experts: missing; this model type needs it",
     ),
+    "a router of which two codes disagree": (
+        DEEPSEEK
+        | {
+            "model_type": "deepseek_v2",
+            "topk_method": "greedy",
+            "n_group": 1,
+            "norm_topk_prob": True,
+        },
+        "norm_topk_prob: understood here: False; got True",
+    ),
     "negative": (
         LLAMA | {"num_hidden_layers": -2},
         "num_hidden_layers: must be a positive whole number, got -2",

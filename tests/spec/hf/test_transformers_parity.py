@@ -348,7 +348,12 @@ def _deepseek(r: random.Random) -> Config:
 
 def deepseek_v2(r: random.Random) -> Config:
     method = {"topk_method": r.choice(["greedy", "group_limited_greedy"])}
-    return _deepseek(r) | flags(r, "mlp_bias") | method | {"scoring_func": "softmax"}
+    return (
+        _deepseek(r)
+        | flags(r, "mlp_bias")
+        | method
+        | {"scoring_func": "softmax", "norm_topk_prob": False}
+    )
 
 
 def deepseek_v3(r: random.Random) -> Config:

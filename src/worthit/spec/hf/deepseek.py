@@ -22,12 +22,15 @@ def deepseek_v2(fields: Fields) -> ModelSpec:
     method = fields.choice("topk_method", "greedy", "greedy", "group_limited_greedy")
     groups = _groups(fields) if method == "group_limited_greedy" else {}
     fields.ignore("n_group", "topk_group")
+    # The authors' code then normalises and does not scale, transformers does neither: no published
+    # file asks for it.
+    fields.choice("norm_topk_prob", False, False)
     has_bias = fields.flag("mlp_bias", False)
     moe = _moe(
         decoder,
         has_shared_bias=has_bias,
         score="softmax",
-        has_normalised_weights=fields.flag("norm_topk_prob", False),
+        has_normalised_weights=False,
         weight_scale=fields.number("routed_scaling_factor", 1.0),
         **groups,
     )

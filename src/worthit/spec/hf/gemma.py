@@ -66,7 +66,7 @@ def gemma3(fields: Fields) -> ModelSpec:
     window = fields.optional_size("sliding_window", absent=4096)
     every = fields.size("sliding_window_pattern", "_sliding_window_pattern", default=6)
     is_local = [(i + 1) % every != 0 for i in range(n_layers)]
-    options = _biases(fields) | _scores(fields, softcap=None)
+    options = _biases(fields) | _normed_scores(fields)
     ffn = _ffn(decoder)
     layers = [
         decoder.layer(
@@ -104,6 +104,11 @@ def _scores(fields: Fields, *, softcap: float | None) -> dict[str, Any]:
         "scale": 1 / math.sqrt(fields.number("query_pre_attn_scalar", 256)),
         "logit_softcap": fields.optional_number("attn_logit_softcapping", absent=softcap),
     }
+
+
+def _normed_scores(fields: Fields) -> dict[str, Any]:
+    """Gemma 3 normalises queries and keys in place of capping: its key is there and not read."""
+    return _scores(fields, softcap=None) | {"logit_softcap": None}
 
 
 def _ffn(decoder: Decoder) -> FeedForward:
