@@ -387,3 +387,14 @@ def test_only_what_was_measured_becomes_narrower() -> None:
     # Attention was timed: a third is left. Of 4 bits only the layers around them were.
     assert left("kv-quantization") < 0.5
     assert left("int4-weights") > 0.7
+
+
+def test_a_format_with_slow_kernels_does_not_speak_for_the_memory() -> None:
+    def take(probe: Probe, backend: Backend, seconds: float) -> float:
+        is_slow = probe.math == "bf16" and probe.kind in ("matvec", "cached")
+        return machine(probe, backend, seconds) * (4 if is_slow else 1)
+
+    run(take)
+    device = load_device("this")
+    assert device.efficiency.gemm_memory == pytest.approx(0.8)
+    assert device.llc_bytes_per_s == pytest.approx(400e9)

@@ -1,7 +1,7 @@
 """Medians of the probes to the constants of the clock: t = max(F / (eF peak), B / (eB BW)) + t0.
 
 A peak is the best rate that any product reached here, so that shares stay at or below 1; what a
-datasheet promises does not enter. Shares are medians over the probes of their kind.
+datasheet promises does not enter. The share of compute is the median over products of all shapes.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ def fit(
 
     streams = [rate(p, p.bytes, launch) for p in of["matvec"]]
     bandwidth = max(*streams, rate(of["copy"][0], of["copy"][0].bytes))
-    memory = statistics.median(streams) / bandwidth
+    # Bytes are bytes: a format whose kernels are slow here does not speak for the memory.
+    memory = max(streams) / bandwidth
     decode = rate(of["decode"][0], of["decode"][0].bytes, attend_launch) / bandwidth
     prompt = of["prefill"][0]
     prefill = rate(prompt, prompt.flops, attend_launch) / (peaks[prompt.math] or 1.0)
 
     # In the clock a cached product moves at `memory` times the cache's rate.
-    cached = statistics.median(rate(p, p.bytes, launch) for p in of["cached"]) / memory
+    cached = max(rate(p, p.bytes, launch) for p in of["cached"]) / memory
     has_cache = facts.llc_bytes is not None and cached > bandwidth
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     device = Device(
