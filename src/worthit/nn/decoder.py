@@ -57,15 +57,14 @@ class Block(nn.Module):
         if layer.is_parallel:
             h = _maybe(self.mixer_norm, x)
             beside = h if layer.has_one_norm else _maybe(self.ffn_norm, x)
-            assert self.ffn is not None
-            return x + layer.residual_scale * (
-                self.mix(h, tokens, caches) + self.ffn(beside, tokens)
-            )
+            added = self.mix(h, tokens, caches) + self.feed(beside, tokens, caches)
+            return x + layer.residual_scale * added
         if layer.mixers:
             added = self.mix(_maybe(self.mixer_norm, x), tokens, caches)
             x = self._add(x, added, self.mixer_post_norm)
         if self.ffn is not None:
-            x = self._add(x, self.ffn(_maybe(self.ffn_norm, x), tokens), self.ffn_post_norm)
+            added = self.feed(_maybe(self.ffn_norm, x), tokens, caches)
+            x = self._add(x, added, self.ffn_post_norm)
         return x
 
     def mix(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:
@@ -83,7 +82,7 @@ class Block(nn.Module):
         assert self.ffn is not None
         if isinstance(self.ffn, Mixer):
             return self.ffn(h, tokens, caches[-1] if caches else None)
-        y: Tensor = self.ffn(h)
+        y: Tensor = self.ffn(h, tokens)
         return y
 
     def _add(self, x: Tensor, added: Tensor, after: nn.Module | None) -> Tensor:
@@ -109,12 +108,13 @@ def _maybe(norm: nn.Module | None, x: Tensor) -> Tensor:
 class Decoder(nn.Module):
     """A causal language model; `forward(input_ids)` gives logits `(batch, n, vocab_size)`.
 
-    `source_config` is the Hugging Face config of the checkpoint that it was loaded from.
+    `source` is the folder or file that it was loaded from, `source_config` its Hugging Face config.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.source: str | None = None
         self.source_config: dict[str, Any] | None = None
         width = spec.embedding_dim or spec.d_model
         self.embedding = nn.Embedding(spec.vocab_size, width)

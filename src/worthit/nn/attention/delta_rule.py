@@ -9,7 +9,7 @@ Rule over Sequence Length", arXiv:2406.06484, section 3:
 | paper | here |
 |---|---|
 | S_t (transposed) | `state`, `(batch, heads, key_dim, value_dim)`, fp32 |
-| beta_t | `strength` `(batch, heads, n)`, within 0 and 1: how much of the old value is overwritten |
+| beta_t | `strength` `(batch, heads, n)`: the share of the old value that is overwritten |
 | u_t | the pseudo-values: what is really added |
 | T = (I + tril(diag(beta) K K^T, -1))^-1 diag(beta) | solved for, never inverted |
 
