@@ -25,7 +25,10 @@ OLDEST_PYTHON = (3, 11)
 REQUIRED = ("click", "matplotlib", "numpy", "pydantic", "rich")
 # Each extra's own packages, and what it adds.
 EXTRAS = {
-    "torch": (("torch", "safetensors"), "calibrates with bf16 and runs the techniques themselves"),
+    "torch": (
+        ("torch", "safetensors", "tokenizers", "gguf", "jinja2"),
+        "calibrates with bf16, loads models and runs them",
+    ),
     "trace": (("transformers", "torch"), "counts model types that are not read directly"),
     "gguf": (("gguf",), "reads .gguf files"),
 }

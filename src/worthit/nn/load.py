@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from worthit.nn.weights.names import BUFFERS, Names, Rule, bind, names_of, shape
 from worthit.spec.checkpoint import INDEX, SINGLE, read_checkpoint, read_tensors
 from worthit.spec.codec import to_json
 from worthit.spec.model import ModelSpec
-from worthit.spec.resolve import find_snapshot, read_json, resolve
+from worthit.spec.resolve import find_weights, read_json, resolve
 
 DTYPES = {
     "fp32": torch.float32,
@@ -49,8 +49,10 @@ def load_model(
     """The model whose weights are in `source`, ready for `model(input_ids)`.
 
     Args:
-        source: a folder of a `config.json` and safetensors files, or a hub id in the local cache.
-        dtype: of the parameters, `"fp32"`, `"bf16"` or `"fp16"`; None keeps what is stored.
+        source: a folder of a `config.json` and safetensors files, a `.gguf` or a folder of one, or
+            a hub id in the local cache.
+        dtype: of the parameters, `"fp32"`, `"bf16"` or `"fp16"`; None keeps what is stored, and
+            is fp32 where that is quantized.
         device: where to put them.
 
     Raises:
@@ -59,24 +61,10 @@ def load_model(
         UnknownName: a model type, or a name, that is not known.
         MissingCapability: a hub id that is not in the local cache.
     """
-    folder = _folder_of(source)
-    checkpoint = read_checkpoint(folder)
-    if not checkpoint.n_tensors:
-        raise SpecError(f"{folder}: holds a config and no weights (*.safetensors)")
-    spec = checkpoint.model
-    _refuse_quantized(spec, folder)
-    wanted = _dtype(spec.precision.weights if dtype is None else dtype)
-    with torch.device("meta"):
-        model = build(spec)
-    config = read_json(folder / "config.json")
-    model.source_config = _text_config(config)
-    with ExitStack() as stack:
-        files = _Files(folder, stack, is_composite="text_config" in config)
-        rules = _matching_rules(model, files, folder)
-        for rule in rules:
-            ours = rule.layout.to_ours([files.read(name) for name in rule.theirs])
-            for name, tensor in zip(rule.ours, ours, strict=True):
-                _put(model, name, tensor, wanted, device)
+    path = checkpoint_path(source)
+    load = _load_gguf if path.is_file() else _load_folder
+    model = load(path, dtype, device)
+    model.source = str(path)
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not left, f"not filled: {left}"
     model.eval()
@@ -127,21 +115,90 @@ def save_model(
     _write_json(folder / "config.json", _written_config(config, model.spec, dtype))
 
 
+def _load_folder(
+    folder: Path, dtype: str | torch.dtype | None, device: str | torch.device
+) -> Decoder:
+    checkpoint = read_checkpoint(folder)
+    if not checkpoint.n_tensors:
+        raise SpecError(f"{folder}: holds a config and no weights (*.safetensors)")
+    spec = checkpoint.model
+    _refuse_quantized(spec, folder)
+    wanted = _dtype(spec.precision.weights if dtype is None else dtype)
+    with torch.device("meta"):
+        model = build(spec)
+    config = read_json(folder / "config.json")
+    model.source_config = _text_config(config)
+    with ExitStack() as stack:
+        files = _Files(folder, stack, is_composite="text_config" in config)
+        rules = _matching_rules(model, files, folder)
+        _fill(model, rules, files.read, wanted, device)
+    return model
+
+
+def _load_gguf(path: Path, dtype: str | torch.dtype | None, device: str | torch.device) -> Decoder:
+    from worthit.nn.weights import gguf
+    from worthit.spec.gguf import read_gguf
+
+    file = read_gguf(path)
+    tensors = gguf.GgufTensors.of(file.header, str(path))
+    spec = gguf.with_rotary_factors(file.model, file.header, tensors)
+    stored = spec.precision.weights
+    wanted = _dtype(dtype or (stored if stored in DTYPES else "fp32"))
+    with torch.device("meta"):
+        model = build(spec)
+    model.source_config = file.config
+    ours = _tensors(model)
+    rules = gguf.rules(spec, file.architecture, ours, tensors.stored)
+    expected = shapes(rules, ours)
+    found = {name: tensors.shape(name, expected.get(name)) for name in tensors.stored}
+    extra = [name for name in found if name not in expected and gguf.is_weight(name)]
+    problems = [*_misfits(expected, found), *_named(extra, "not a tensor of this model")]
+    if problems:
+        raise SpecError(*problems, context=str(path))
+    _fill(model, rules, lambda name: tensors.read(name, expected[name]), wanted, device)
+    return model
+
+
+def _fill(
+    model: Decoder,
+    rules: Iterable[Rule],
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> None:
+    for rule in rules:
+        ours = rule.layout.to_ours([read(name) for name in rule.theirs])
+        for name, tensor in zip(rule.ours, ours, strict=True):
+            _put(model, name, tensor, dtype, device)
+
+
 # --- what is where ------------------------------------------------------------------------------
 
 
-def _folder_of(source: str | Path) -> Path:
+def checkpoint_path(source: str | Path) -> Path:
+    """The folder of safetensors, or the `.gguf`, that `source` leads to.
+
+    Raises:
+        InputError: `source` names no model, or one without weights.
+        MissingCapability: a hub id that is not in the local cache.
+    """
     path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    text = str(source)
-    # Says what is wrong with everything that names no model at all.
-    resolve(text)
-    hub_id, _, revision = text.partition("@")
-    found = find_snapshot(hub_id, revision or None)
-    if found is None:
-        raise SpecError(f"{text}: describes a model and holds no weights; give a checkpoint folder")
-    return found
+    if not path.is_dir():
+        text = str(source)
+        # Says what is wrong with everything that names no model at all.
+        resolve(text)
+        found = path if path.is_file() else find_weights(text)
+        if found is None or found.suffix in (".json", ".toml"):
+            raise SpecError(
+                f"{text}: describes a model and holds no weights; give a checkpoint folder or a "
+                ".gguf"
+            )
+        path = found
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
+        if len(files) == 1:
+            return files[0]
+    return path
 
 
 def _refuse_quantized(spec: ModelSpec, folder: Path) -> None:
@@ -242,13 +299,8 @@ def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
         if name not in expected and name not in tied and not any(p.search(name) for p in ignored)
     ]
     problems = [
-        *_named((name for name in expected if name not in found), "missing"),
+        *_misfits(expected, found),
         *_named(extra, "not a tensor of this model"),
-        *(
-            f"{name}: expected the shape {list(shape)}, got {list(found[name])}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ),
         *(
             f"{name}: expected one of {', '.join(_PLAIN)}, got {files.stored[name].dtype}"
             for name in expected
@@ -260,6 +312,20 @@ def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
     if problems:
         raise SpecError(*problems, context=str(folder))
     return rules
+
+
+def _misfits(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is missing, and what is there in another shape."""
+    return [
+        *_named((name for name in expected if name not in found), "missing"),
+        *(
+            f"{name}: expected the shape {list(shape)}, got {list(found[name])}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ),
+    ]
 
 
 def _of(names: Names, ours: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,12 +78,17 @@ TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """One tensor: `shape` outermost first, as elsewhere (the file has it the other way round)."""
+    """One tensor: `shape` outermost first, as elsewhere (the file has it the other way round).
+
+    Its data are the `n_bytes` from byte `offset` of the file `path` on.
+    """
 
     name: str
     type: str
     shape: tuple[int, ...]
     n_bytes: int
+    offset: int = 0
+    path: Path | None = None
 
     @property
     def numel(self) -> int:
@@ -93,29 +98,37 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Metadata and tensors; of an array too long to keep, its length is the value."""
+    """Metadata and tensors; of an array too long to keep, its length is the value.
+
+    `order` is that of the bytes of numbers, as `struct` writes it.
+    """
 
     version: int
     metadata: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
+    order: str = "<"
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, max_kept: int = MAX_KEPT) -> Header:
     """Read the header of a GGUF file.
+
+    Args:
+        max_kept: entries of an array beyond which only its length is kept.
 
     Raises:
         SpecError: no such file, or not one of this format: what was expected and got.
     """
     try:
         with path.open("rb", buffering=2**20) as file:
-            return _Reader(path, file, path.stat().st_size).header()
+            return _Reader(path, file, path.stat().st_size, max_kept).header()
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 class _Reader:
-    def __init__(self, path: Path, file: BinaryIO, n_bytes: int) -> None:
+    def __init__(self, path: Path, file: BinaryIO, n_bytes: int, max_kept: int) -> None:
         self.path = path
+        self.max_kept = max_kept
         self.file = file
         self.n_bytes = n_bytes
         self.order = "<"
@@ -133,8 +146,9 @@ class _Reader:
             key = self.text("a metadata key")
             metadata[key] = self.value(self.scalar("I"), key)
         found = [self.tensor() for _ in range(n_tensors)]
-        self.check_data(metadata, found)
-        return Header(version=version, metadata=metadata, tensors=tuple(t for t, _ in found))
+        start = self.check_data(metadata, found)
+        tensors = tuple(replace(t, offset=start + offset, path=self.path) for t, offset in found)
+        return Header(version=version, metadata=metadata, tensors=tensors, order=self.order)
 
     def version(self) -> int:
         raw = self.take(4, "the version")
@@ -164,8 +178,8 @@ class _Reader:
         n_bytes = numel // per_block * block_bytes
         return TensorInfo(name=name, type=kind, shape=shape, n_bytes=n_bytes), offset
 
-    def check_data(self, metadata: dict[str, Any], found: list[tuple[TensorInfo, int]]) -> None:
-        """Every tensor's data must be in the file: a cut-off download is found out here."""
+    def check_data(self, metadata: dict[str, Any], found: list[tuple[TensorInfo, int]]) -> int:
+        """Where the data start; all of it must be there: a cut-off download is found out here."""
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise self.wrong(f"general.alignment: a positive number, got {alignment!r:.40}")
@@ -173,6 +187,7 @@ class _Reader:
         end = max((offset + tensor.n_bytes for tensor, offset in found), default=0)
         if found and start + end > self.n_bytes:
             raise self.wrong(f"{start + end} bytes with all tensors, got {self.n_bytes}; cut off")
+        return start
 
     def value(self, kind: int, key: str) -> Any:
         if kind in _SCALARS:
@@ -189,7 +204,7 @@ class _Reader:
             self.require(8 * n_items, key)
             if n_items > MAX_ITEMS:
                 raise self.wrong(f"{key:.80}: at most {MAX_ITEMS} texts, got {n_items}")
-            if n_items <= MAX_KEPT:
+            if n_items <= self.max_kept:
                 return [self.text(key) for _ in range(n_items)]
             for _ in range(n_items):
                 self.skip(self.scalar("Q"), key)
@@ -197,7 +212,7 @@ class _Reader:
         if kind not in _SCALARS:
             raise self.wrong(f"{key:.80}: an array of numbers or texts, got type {kind}")
         size = struct.calcsize("<" + _SCALARS[kind])
-        if n_items <= MAX_KEPT:
+        if n_items <= self.max_kept:
             raw = self.take(size * n_items, key)
             return list(struct.unpack(f"{self.order}{n_items}{_SCALARS[kind]}", raw))
         self.skip(size * n_items, key)

