@@ -91,7 +91,8 @@ NEMOTRON: Config = HYBRID | {
 QWEN_NEXT: Config = HYBRID | {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
+    # Narrower keys are now and then so short that making them unit vectors magnifies rounding.
+    "linear_key_head_dim": 16,
     "linear_value_head_dim": 6,
     "head_dim": 8,
     "num_experts": 4,

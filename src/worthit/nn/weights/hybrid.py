@@ -77,7 +77,7 @@ def falcon_h1(spec: ModelSpec) -> Names:
             *AROUND,
             *(
                 Entry(f"{attention}.{part}_proj", f"{LAYER}.self_attn.{part}_proj")
-                for part in ("q", "k", "v", "o")
+                for part in "qkvo"
             ),
             *mamba2_mixer(mamba, MAMBA),
             *gated_ffn(theirs=FEED_FORWARD),
@@ -100,10 +100,7 @@ def nemotron_h(spec: ModelSpec) -> Names:
             Entry("layers.*.mixer_norm", "backbone.layers.*.norm"),
             Entry("layers.*.ffn_norm", "backbone.layers.*.norm"),
             *mamba2_mixer(MIXER, mixer),
-            *(
-                Entry(f"{MIXER}.{part}_proj", f"{mixer}.{part}_proj")
-                for part in ("q", "k", "v", "o")
-            ),
+            *(Entry(f"{MIXER}.{part}_proj", f"{mixer}.{part}_proj") for part in "qkvo"),
             Entry("layers.*.ffn.up", f"{mixer}.up_proj"),
             Entry("layers.*.ffn.down", f"{mixer}.down_proj"),
             Entry("layers.*.ffn.router.linear", f"{mixer}.gate"),

@@ -15,7 +15,7 @@ from worthit.spec.model import LinearAttention, ModelSpec
 
 
 def by_key_heads(n_heads: int, widths: Sequence[int]) -> Layout:
-    """One of theirs goes by key heads, and in each through parts of `widths` rows; ours are parts."""
+    """One of theirs goes by key heads, and in each through parts, of `widths` rows; ours do not."""
 
     def to_ours(theirs: Sequence[Tensor]) -> list[Tensor]:
         grouped = theirs[0].unflatten(0, (n_heads, -1))
