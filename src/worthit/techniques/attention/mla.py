@@ -101,6 +101,7 @@ TECHNIQUE = Technique(
     relieves=("kv-capacity", "decode-cache"),
     bottleneck="The key/value cache limits how many sequences fit and how long they may grow.",
     apply=apply,
+    module="worthit.nn.attention.mla:MultiHeadLatentAttention",
     is_present=is_present,
     remove=remove,
     adoption="retrain",
