@@ -171,12 +171,9 @@ def time_pass(
     carries[factor[:, 0].astype(int), np.arange(n)] = 1.0
     around = np.array([op.is_around for op in ops])
     sends = np.array([op.kernel == "comm" for op in ops])
-    totals = []
-    for part in (~around, around):
-        rows = (carries * part) @ busy
-        rows[FACTORS.index("launch")] += (part & ~sends) @ started
-        rows[FACTORS.index("floor")] += (part & sends) @ started
-        totals.append(rows)
+    starts = np.zeros((len(FACTORS), n))
+    starts[np.where(sends, FACTORS.index("floor"), FACTORS.index("launch")), np.arange(n)] = 1.0
+    totals = [(carries * part) @ busy + (starts * part) @ started for part in (~around, around)]
 
     def explain() -> dict[str, Array]:
         is_compute = compute_s > memory_s

@@ -64,6 +64,17 @@ class Points:
         """Multiplier on the number of layers: parameters grow with width squared times depth."""
         return np.cbrt(self.size)
 
+    @cached_property
+    def nearest_first(self) -> tuple[int, ...]:
+        """Every point that differs from the case on its axis, by how far away it was asked for.
+
+        Rounding and floors leave some neighbours where the case is.
+        """
+        order = np.argsort(np.abs(np.log(self.factor)), kind="stable")
+        return tuple(
+            i for i in order.tolist() if i and self.value(i) != self.value_of_case(self.axis[i])
+        )
+
     def value(self, i: int) -> float:
         """The value of point `i` on its axis."""
         return float(getattr(self, _FIELD[self.axis[i]])[i])

@@ -96,15 +96,13 @@ def flips(
     Points that are not `reachable` (beyond the trained context, say) are passed over.
     """
     found: dict[str, Flip] = {}
-    distance = np.abs(np.log(points.factor))
-    for i in np.argsort(distance, kind="stable"):
+    is_flip = np.isin(decision, wanted) & reachable
+    for i in points.nearest_first if is_flip.any() else ():
         axis = points.axis[i]
-        # Rounding and floors leave some points where they were: no change, no flip.
-        moved = i > 0 and reachable[i] and points.value(int(i)) != points.value_of_case(axis)
-        if moved and axis not in found and int(decision[i]) in wanted:
+        if is_flip[i] and axis not in found:
             found[axis] = Flip(
                 axis=axis,
-                value=points.value(int(i)),
+                value=points.value(i),
                 becomes=BECOMES[int(decision[i])],
                 factor=float(points.factor[i]),
             )
