@@ -23,7 +23,7 @@ from worthit.nn.ffn import activate
 from worthit.spec import model as spec
 
 # From this many rows an expert on, one segment after another keeps its intermediates in the cache,
-# which saves a CPU more than single calls for all segments do. So it is for a single token.
+# which saves a CPU more than single calls for all segments do.
 SEGMENT_ROWS = 64
 # grouped_mm wants rows that start at multiples of this many bytes.
 ALIGNMENT_BYTES = 16
@@ -105,6 +105,8 @@ class Experts(nn.Module):
             weights: `(pairs,)`, what the expert's output is multiplied by.
             scales_input: multiply its input instead.
         """
+        if x.shape[0] == 1 and not torch.is_grad_enabled():
+            return self.single(x, experts, weights, scales_input=scales_input)
         order = experts.argsort(stable=True)
         p = Sorted(
             tokens[order],
@@ -117,6 +119,19 @@ class Experts(nn.Module):
         if ((few_rows and not is_single) or x.device.type != "cpu") and self._is_aligned(x):
             return self.grouped(x, p)
         return self.segment_by_segment(x, p)
+
+    def single(self, x: Tensor, experts: Tensor, weights: Tensor, *, scales_input: bool) -> Tensor:
+        """One token `(1, width)` through its own few experts: nothing to sort, nothing to copy."""
+        chosen = experts.tolist()
+        if not chosen:
+            return torch.zeros_like(x)
+        if scales_input:
+            ways = [
+                self.expert(i, (x * w).to(x.dtype)) for i, w in zip(chosen, weights, strict=True)
+            ]
+            return torch.cat(ways).sum(dim=0, keepdim=True)
+        outputs = torch.cat([self.expert(i, x) for i in chosen])
+        return (weights[None] @ outputs.to(weights.dtype)).to(x.dtype)
 
     def grouped(self, x: Tensor, p: Sorted) -> Tensor:
         """All experts in one call a matrix."""
