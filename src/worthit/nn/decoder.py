@@ -45,7 +45,9 @@ class Block(nn.Module):
             return norm_for(layer.norm, model.d_model) if wanted else None
 
         has_mixer, has_ffn = bool(layer.mixers), layer.ffn is not None
-        shares = layer.is_parallel and layer.has_one_norm
+        # With only one half there is nothing for it to run beside.
+        self.is_parallel = layer.is_parallel and has_mixer and has_ffn
+        shares = self.is_parallel and layer.has_one_norm
         self.mixer_norm = norm(has_mixer and has_before)
         self.mixer_post_norm = norm(has_mixer and has_after)
         self.ffn_norm = norm(has_ffn and has_before and not shares)
@@ -54,7 +56,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens, caches: list[object] | None = None) -> Tensor:
         """`(batch, n, d_model)` to the same shape."""
         layer = self.spec
-        if layer.is_parallel:
+        if self.is_parallel:
             h = _maybe(self.mixer_norm, x)
             beside = h if layer.has_one_norm else _maybe(self.ffn_norm, x)
             added = self.mix(h, tokens, caches) + self.feed(beside, tokens, caches)

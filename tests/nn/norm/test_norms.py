@@ -70,6 +70,14 @@ def test_gemmas_norm_starts_as_the_identity_of_weights() -> None:
     assert_near(offset(x), RMSNorm(WIDTH, eps=1e-6, has_weight=False)(x))
 
 
+def test_rmsnorm_may_add_a_bias() -> None:
+    x = x_of(2, 3, WIDTH)
+    norm = norm_for(Norm(eps=1e-6, has_bias=True), WIDTH)
+    with torch.no_grad():
+        norm.bias.fill_(2.0)
+    assert_near(norm(x), RMSNorm(WIDTH, eps=1e-6)(x) + 2.0)
+
+
 def test_bfloat16_is_normalised_in_float32() -> None:
     # 256 channels of 16: a sum of squares in bf16 would lose most of them.
     x = torch.full((1, 4096), 16.0, dtype=torch.bfloat16)

@@ -16,5 +16,9 @@ def norm_for(norm: Norm, width: int) -> nn.Module:
     if norm.kind == "layernorm":
         return LayerNorm(width, eps=norm.eps, has_weight=norm.has_weight, has_bias=norm.has_bias)
     return RMSNorm(
-        width, eps=norm.eps, has_weight=norm.has_weight, has_unit_offset=norm.has_unit_offset
+        width,
+        eps=norm.eps,
+        has_weight=norm.has_weight,
+        has_unit_offset=norm.has_unit_offset,
+        has_bias=norm.has_bias,
     )
