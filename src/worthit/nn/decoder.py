@@ -27,6 +27,10 @@ def build(spec: ModelSpec) -> Decoder:
 
     Use `with torch.device("meta")` to count without memory.
     """
+    if spec.early_exit is not None:
+        from worthit.nn.depth.early_exit import EarlyExitDecoder
+
+        return EarlyExitDecoder(spec)
     return Decoder(spec)
 
 
@@ -100,6 +104,27 @@ class Block(nn.Module):
         return [m.new_cache() for m in (*self.mixers, self.ffn) if isinstance(m, Mixer)]
 
 
+def block_for(layer: Layer, model: ModelSpec) -> Block:
+    """The block of `layer`, by how many tokens pass it and how often."""
+    if model.is_equilibrium:
+        from worthit.nn.depth.deep_equilibrium import EquilibriumBlock
+
+        return EquilibriumBlock(layer, model)
+    if layer.n_loops > 1 and layer.token_fraction < 1:
+        from worthit.nn.depth.mixture_of_recursions import MixtureOfRecursions
+
+        return MixtureOfRecursions(layer, model)
+    if layer.n_loops > 1:
+        from worthit.nn.depth.recursive_transformer import Recursive
+
+        return Recursive(layer, model)
+    if layer.token_fraction < 1:
+        from worthit.nn.depth.mixture_of_depths import MixtureOfDepths
+
+        return MixtureOfDepths(layer, model)
+    return Block(layer, model)
+
+
 def _maybe(norm: nn.Module | None, x: Tensor) -> Tensor:
     if norm is None:
         return x
@@ -133,7 +158,7 @@ class Decoder(nn.Module):
             n_heads = [m.n_heads for m in spec.mixers if isinstance(m, Attention)]
             self.relative_bias = RelativeBias(max(n_heads, default=0))
         self.embedding_norm = norm_for(spec.norm, spec.d_model) if spec.has_embedding_norm else None
-        self.layers = nn.ModuleList(Block(layer, spec) for layer in spec.layers)
+        self.layers = nn.ModuleList(block_for(layer, spec) for layer in spec.layers)
         self.final_norm = norm_for(spec.norm, spec.d_model) if spec.has_final_norm else None
         self.head: nn.Linear | None = None
         if not spec.has_tied_embeddings:
@@ -144,6 +169,20 @@ class Decoder(nn.Module):
         return Cache(
             [block.new_caches() for block in self.layers if isinstance(block, Block)]  # type: ignore[misc]
         )
+
+    def outgrows(self, cache: Cache, n: int) -> bool:
+        """Whether `n` more tokens take a sequence beyond LongRoPE's trained context.
+
+        Every rotation is another one from there on, and cached keys keep theirs: continue with a
+        new cache and the whole sequence.
+        """
+        scaling = self.spec.position.scaling
+        if scaling is None or scaling.kind != "longrope" or cache.length == 0:
+            return False
+        seen = cache.length
+        if cache.is_real is not None:
+            seen = int(cache.is_real.sum(dim=-1).max())
+        return seen <= scaling.original_context_len < seen + n
 
     def forward(
         self,
@@ -167,11 +206,30 @@ class Decoder(nn.Module):
         tokens = tokens_of(input_ids, past=past, attention_mask=attention_mask)
         tokens.relative_bias = self.relative_bias
         x = self.embed(input_ids, tokens)
-        for i, block in enumerate(self.layers):
-            x = block(x, tokens, None if cache is None else cache.layers[i])
+        x = self.run(x, tokens, cache)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.logits(x[:, -1:] if last_only else x)
+
+    def run(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
+        """All layers, one after another."""
+        for i, block in enumerate(self.layers):
+            x = block(x, tokens, None if cache is None else cache.layers[i])
+        return x
+
+    def generate(self, prompt: Any, **options: Any) -> Any:
+        """What the model says to a prompt: `worthit.decode.generate`, with its own tokenizer.
+
+        Args:
+            prompt: a text, its ids `(n,)`, or several of either.
+            options: `max_tokens`, `sampling`, `stop`, `seed` and the rest.
+
+        Returns:
+            A `Generation`; a list of them where there were several prompts.
+        """
+        from worthit.decode.generate import generate_with
+
+        return generate_with(self, prompt, **options)
 
     def embed(self, input_ids: Tensor, tokens: Tokens) -> Tensor:
         """Token embeddings with what is added to them, `(batch, n, d_model)`."""

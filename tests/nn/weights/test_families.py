@@ -122,6 +122,7 @@ VARIANTS: dict[str, dict[str, Config]] = {
         "partial": scaled("default", partial_rotary_factor=0.5) | TIED,
         "short factors": longrope(64),
         "long factors": longrope(8),
+        "from short to long": longrope(PROMPT_LEN + 3),
     },
     "stablelm": {
         "plain": {"use_qkv_bias": True},
@@ -382,7 +383,13 @@ def test_greedy_continuation_of_a_padded_batch(kind: str, name: str) -> None:
         logits = both.ours(ids, cache=cache, attention_mask=mask, last_only=True)
         for i in range(NEW_LEN):
             got = torch.cat([got, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-            if i < NEW_LEN - 1:
+            if i == NEW_LEN - 1:
+                break
+            if both.ours.outgrows(cache, 1):
+                cache = both.ours.new_cache()
+                seen = torch.cat([mask, torch.ones(2, i + 1, dtype=torch.long)], dim=1)
+                logits = both.ours(got, cache=cache, attention_mask=seen)
+            else:
                 logits = both.ours(got[:, -1:], cache=cache)
     assert got.tolist() == want.tolist()
 

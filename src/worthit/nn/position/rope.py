@@ -59,6 +59,9 @@ def rotation(
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine for the tokens of one pass, `(batch, 1, n, rotary_dim / 2)`, fp32."""
     length = tokens.past + tokens.n
+    if tokens.is_real is not None:
+        # Of the longest sequence: padding is not length.
+        length = int(tokens.positions.max()) + 1
     freqs, factor = frequencies(position, rotary_dim, length)
     angles = tokens.positions[:, None, :, None].float() * freqs.to(like.device)
     return angles.cos() * factor, angles.sin() * factor
