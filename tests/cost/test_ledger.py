@@ -192,6 +192,21 @@ def test_expert_parallel_ranks_hold_a_share_each() -> None:
     assert whole - split == experts * 3 / 4
 
 
+@pytest.mark.parametrize(("is_gated", "n_up"), [(True, 2), (False, 1)])
+def test_experts_move_what_a_dense_feed_forward_of_their_size_does(
+    is_gated: bool, n_up: int
+) -> None:
+    """Up: d in, n w out. Activation: n w in, w out. Down: w in, d out. In 16 bits, m tokens."""
+    d, w, m = 512, 1024, 48
+    dense = FeedForward(d_ff=w, is_gated=is_gated)
+    p = Pass(phase="prefill", batch=1.0, new=float(m))
+    moved = sum(float(op.other) for op in ffn_ops(dense, d, p))
+    assert moved == 2 * m * ((d + n_up * w) + (n_up + 1) * w + (w + d))
+    # One expert that every token takes; the router's own operands aside.
+    alone = MoE(n_experts=1, n_experts_per_token=1, expert=dense)
+    assert float(named(list(ffn_ops(alone, d, p)), "experts").other) == moved
+
+
 # 7. Gain of a narrower cache: 1 / (1 - f (1 - 1/r)) on the bytes of a step.
 
 

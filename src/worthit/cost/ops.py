@@ -323,7 +323,8 @@ def ffn_ops(ffn: object, d: Number, p: Pass) -> Iterator[Op]:
 def _(ffn: FeedForward, d: Number, p: Pass) -> Iterator[Op]:
     width = ffn.d_ff * p.width
     yield matmul("ffn up", p, d, (2 if ffn.is_gated else 1) * width)
-    yield elementwise("activation", p, width / p.tensor)
+    # A gate and what it gates are read, their product is written.
+    yield elementwise("activation", p, width / p.tensor * (1.5 if ffn.is_gated else 1.0))
     yield matmul("ffn down", p, width, d)
 
 
@@ -354,12 +355,16 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
     if ffn.capacity_factor is not None and n_used < n:
         # Every expert computes its whole capacity, padding included, however few tokens it got.
         routed = routed * ffn.capacity_factor
+    # The products read and write d and their own width once; the activation between them moves a
+    # gate and what it gates as well.
+    activated = 4.0 if ffn.expert.is_gated else 2.0
     yield Op(
         name="experts",
         kernel="moe",
         flops=2.0 * routed * size,
         weights=touched * size * format_of(p.precision.of_experts).bytes,
-        other=routed * (operand_bytes(p) + activation_bytes(p)) * (outside + width / p.tensor),
+        other=routed * (operand_bytes(p) + activation_bytes(p)) * (outside + width / p.tensor)
+        + routed * activated * width / p.tensor * activation_bytes(p),
         math=p.precision.math_of(p.precision.of_experts),
         storage=p.precision.of_experts,
         launches=float(MOE_LAUNCHES),
