@@ -78,6 +78,7 @@ TECHNIQUE = Technique(
     relieves=("decode-cache", "kv-capacity"),
     bottleneck="Decoding one token reads the keys and values of every head of every past token.",
     apply=apply,
+    module="worthit.nn.attention.gqa:GroupedQueryAttention",
     is_present=is_present,
     remove=remove,
     adoption="finetune",

@@ -39,6 +39,7 @@ TECHNIQUE = Technique(
     relieves=("quality",),
     bottleneck="One attention pattern a layer averages different relations into one.",
     apply=apply,
+    module="worthit.nn.attention.mha:MultiHeadAttention",
     is_present=is_present,
     adoption="finetune",
     cost_of_adoption=(

@@ -53,6 +53,7 @@ TECHNIQUE = Technique(
     relieves=("decode-cache", "kv-capacity"),
     bottleneck="Decoding is bound by reloading every head's keys and values for each new token.",
     apply=apply,
+    module="worthit.nn.attention.mqa:MultiQueryAttention",
     is_present=is_present,
     remove=remove,
     adoption="finetune",

@@ -95,6 +95,7 @@ TECHNIQUE = Technique(
     relieves=("kv-capacity", "decode-cache", "attention-compute"),
     bottleneck="Every layer caches and reads the whole context, though most heads look nearby.",
     apply=apply,
+    module="worthit.nn.attention.sliding_window:SlidingWindowAttention",
     is_present=is_present,
     remove=remove,
     adoption="finetune",
