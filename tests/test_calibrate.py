@@ -255,13 +255,15 @@ def test_a_process_stopped_by_a_signal(how: signal.Signals, cache_home: Path) ->
     before = calibration_path().read_bytes()
     script = textwrap.dedent(
         """
-        import sys, time
+        import signal, sys, time
         sys.path.insert(0, sys.argv[1])
+        # A job in the background inherits it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         import test_calibrate as t
         from worthit.calibrate import calibrate
 
         def slow(probe, backend, seconds):
-            time.sleep(0.05)
+            time.sleep(0.5)
             return t.machine(probe, backend, seconds)
 
         try:
@@ -276,11 +278,12 @@ def test_a_process_stopped_by_a_signal(how: signal.Signals, cache_home: Path) ->
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not _store.partial_path().exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
     process.send_signal(how)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert calibration_path().read_bytes() == before
     assert load_device("this").efficiency.is_calibrated
     assert json.loads(_store.partial_path().read_text())["samples"]
