@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from worthit.cost.ledger import Number, Op
 from worthit.spec.case import Device
 from worthit.spec.formats import format_of
 
-Array = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+    Bools = NDArray[np.bool_]
+    Ints = NDArray[np.int64]
+else:
+    # Names for annotations alone: numpy.typing costs a twentieth of the start.
+    Array = Bools = Ints = np.ndarray
 
 # Half-widths of the time of each kind of kernel, before calibration: median errors of this formula
 # on public measured tables (docs/accuracy.md), rounded up to what a new device may show.

@@ -61,6 +61,16 @@ class Pass:
         """Tokens computed on this device's replica."""
         return self.batch * self.new
 
+    @cached_property
+    def is_split(self) -> bool:
+        """Whether anywhere more than one device shares a matrix."""
+        return bool(np.any(np.asarray(self.tensor) > 1))
+
+    @cached_property
+    def is_expert_split(self) -> bool:
+        """Whether anywhere more than one device shares the experts."""
+        return bool(np.any(np.asarray(self.expert) > 1))
+
     def visible(self, reach: float | None = None) -> Number:
         """Mean keys that one new token attends to under a causal mask, itself included.
 
@@ -208,15 +218,16 @@ def _inside(layer: Layer, model: ModelSpec, p: Pass) -> Iterator[Op]:
     from worthit.cost.ops import ffn_ops, mixer_ops
 
     d = model.d_model * p.width
-    yield elementwise("norms", p, d, n=float(n_norms(layer)))
+    n_residuals = 1 if layer.is_parallel else len(layer.mixers) + (layer.ffn is not None)
+    yield elementwise("norms and residuals", p, d, n=float(n_norms(layer) + n_residuals))
     for mixer in layer.mixers:
         yield from mixer_ops(mixer, d, p)
-        yield all_reduce("all-reduce", p, d)
+        if p.is_split:
+            yield all_reduce("all-reduce", p, d)
     if layer.ffn is not None:
         yield from ffn_ops(layer.ffn, d, p)
-        if not layer.is_parallel:
+        if p.is_split and not layer.is_parallel:
             yield all_reduce("all-reduce", p, d)
-    yield elementwise("residual", p, d, n=1.0 if layer.is_parallel else 2.0)
 
 
 def around_ops(model: ModelSpec, p: Pass) -> Iterator[Op]:

@@ -120,7 +120,9 @@ def cache_bytes(
             layer.mixers * layer.n_loops, layer_cache(layer, model.d_model), strict=False
         ):
             kept = tokens if entry.window is None else np.minimum(tokens, entry.window)
-            scale = n * width * depth * layer.token_fraction / split.pipeline
+            # A shared cache is the first application's, which every token passes.
+            fraction = 1.0 if layer.shares_loop_cache else layer.token_fraction
+            scale = n * width * depth * fraction / split.pipeline
             share = _cache_share(mixer, split, width)
             grown = entry.per_token * cache_size * scale * share / split.context
             total = total + grown * kept

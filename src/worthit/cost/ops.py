@@ -369,13 +369,14 @@ def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
         storage=p.precision.of_experts,
         launches=float(MOE_LAUNCHES),
     )
-    sends = np.where(np.asarray(p.expert) > 1, 1.0, 0.0)
-    yield Op(
-        name="all-to-all",
-        kernel="comm",
-        sent=2 * routed * outside * activation_bytes(p) * (p.expert - 1.0) / p.expert,
-        launches=2 * sends,
-    )
+    if p.is_expert_split:
+        sends = np.where(np.asarray(p.expert) > 1, 1.0, 0.0)
+        yield Op(
+            name="all-to-all",
+            kernel="comm",
+            sent=2 * routed * outside * activation_bytes(p) * (p.expert - 1.0) / p.expert,
+            launches=2 * sends,
+        )
     if ffn.shared is not None:
         yield from ffn_ops(ffn.shared, d, p)
 

@@ -74,11 +74,11 @@ def count_params(model: ModelSpec) -> Params:
 
 
 def count_layer(layer: Layer, d_model: int) -> Count:
-    """Count one layer: mixers, feed-forward, norms and, in a mixture of depths, its router."""
+    """Count one layer: mixers, feed-forward, norms and a router of tokens for each application."""
     mixers = sum(mixer_params(mixer, d_model) for mixer in layer.mixers)
     ffn = Count(0, 0) if layer.ffn is None else ffn_params(layer.ffn, d_model)
     norms = n_norms(layer) * norm_params(layer.norm, d_model)
-    router = d_model if layer.token_fraction < 1 else 0
+    router = d_model * layer.n_loops if layer.token_fraction < 1 else 0
     rest = mixers + norms + router + layer.n_extra_params
     return Count(total=rest + ffn.total, active=rest + ffn.active)
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from worthit.cost.clock import FACTORS, Array
+from worthit.cost.clock import FACTORS, Array, Bools, Ints
 from worthit.cost.points import Points
 
 Decision = Literal["apply", "defer", "never"]
@@ -72,9 +71,7 @@ def gain(before: Array, after: Array) -> Gain:
     return Gain(ratio=mid, low=mid * np.exp(-down), high=mid * np.exp(up))
 
 
-def decide(
-    gained: Gain, share: Array, was_impossible: NDArray[np.bool_], *, is_present: bool = False
-) -> NDArray[np.int64]:
+def decide(gained: Gain, share: Array, was_impossible: Bools, *, is_present: bool = False) -> Ints:
     """YES, MAYBE or NO at every point, adoption left aside.
 
     What is in place has no bottleneck to prove: the question is whether it hurts.
@@ -87,9 +84,9 @@ def decide(
 
 def flips(
     points: Points,
-    decision: NDArray[np.int64],
+    decision: Ints,
     wanted: tuple[int, ...],
-    reachable: NDArray[np.bool_],
+    reachable: Bools,
 ) -> list[Flip]:
     """On each axis, the nearest point whose decision is one of `wanted`; the nearest axis first.
 
