@@ -55,6 +55,13 @@ class GrowingTensor:
             self._room[..., :n, :] = self.value[..., -n:, :].clone()
             self.length = n
 
+    def fork(self) -> GrowingTensor:
+        """A copy that grows by itself."""
+        copy = GrowingTensor()
+        copy.length = self.length
+        copy._room = None if self._room is None else self._room.clone()
+        return copy
+
     def select_rows(self, rows: Tensor) -> None:
         """Keep these batch rows, in this order (repeats allowed)."""
         if self._room is not None:
@@ -87,6 +94,12 @@ class KVCache:
             self.values.keep_last(self.window)
         return k, v
 
+    def fork(self) -> KVCache:
+        """A copy that grows by itself."""
+        copy = KVCache(self.window)
+        copy.keys, copy.values = self.keys.fork(), self.values.fork()
+        return copy
+
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values kept."""
@@ -107,6 +120,12 @@ class LatentCache:
     def append(self, latents: Tensor, rotary_keys: Tensor) -> tuple[Tensor, Tensor]:
         """Add this pass's latents and rotary keys; return all of them."""
         return self.latents.append(latents), self.rotary_keys.append(rotary_keys)
+
+    def fork(self) -> LatentCache:
+        """A copy that grows by itself."""
+        copy = LatentCache()
+        copy.latents, copy.rotary_keys = self.latents.fork(), self.rotary_keys.fork()
+        return copy
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +150,12 @@ class StateCache:
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         self.state[name] = value
+
+    def fork(self) -> StateCache:
+        """A copy that goes on by itself: tensors are replaced, never changed."""
+        copy = StateCache()
+        copy.state = dict(self.state)
+        return copy
 
     @property
     def nbytes(self) -> int:

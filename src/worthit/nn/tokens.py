@@ -30,6 +30,8 @@ class Tokens:
         positions: `(batch, n)`, each token's place in its own sequence; padding has 0.
         is_real: `(batch, past + n)` booleans, False on padding; None when nothing is padded.
         relative_bias: the model's table of biases by distance, which its layers share.
+        slot_positions: `(batch, past + n)`, the place of every slot where tokens were left out
+            between them; None where they follow each other.
     """
 
     n: int
@@ -37,6 +39,7 @@ class Tokens:
     positions: Tensor
     is_real: Tensor | None = None
     relative_bias: RelativeBias | None = None
+    slot_positions: Tensor | None = None
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -52,6 +55,8 @@ class Tokens:
 
     def key_positions(self) -> Tensor:
         """`(batch or 1, past + n)`: the place of every slot in its own sequence."""
+        if self.slot_positions is not None:
+            return self.slot_positions
         if self.is_real is None:
             return torch.arange(self.past + self.n, device=self.positions.device)[None]
         return (self.is_real.long().cumsum(dim=-1) - 1).clamp_min(0)
