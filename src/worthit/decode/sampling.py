@@ -1,0 +1,123 @@
+"""Choose the next token: pure functions on logits `(batch, vocab_size)`, applied in this order.
+
+| step | after it |
+|---|---|
+| `penalise_repeats` | tokens that were there are less likely (Keskar et al. 2019, CTRL, arXiv:1909.05858) |
+| temperature | logits divided by it; 0 takes the largest, and nothing below matters |
+| `keep_top_k` | the k largest remain (Fan et al. 2018, arXiv:1805.04833) |
+| `keep_top_p` | the fewest whose probabilities reach p (Holtzman et al. 2019, arXiv:1904.09751) |
+| `keep_min_p` | those at least `min_p` times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082) |
+
+What is dropped becomes minus infinity. The order is that of `transformers`.
+"""  # noqa: E501 - a row of a table is one line
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worthit.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen; as it stands, greedily.
+
+    Attributes:
+        temperature: 0 is greedy, 1 the model's own distribution.
+        top_k: 0 keeps all.
+        top_p: 1 keeps all.
+        min_p: 0 keeps all.
+        repetition_penalty: 1 changes nothing; above 1, what was there is less likely.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: must be {range_}, got {getattr(self, name)}"
+            for name, range_, is_good in (
+                ("temperature", "0 or more", self.temperature >= 0),
+                ("top_k", "0 or more", self.top_k >= 0),
+                ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+                ("min_p", "from 0 to 1", 0 <= self.min_p <= 1),
+                ("repetition_penalty", "above 0", self.repetition_penalty > 0),
+            )
+            if not (is_good and math.isfinite(getattr(self, name)))
+        ]
+        if problems:
+            raise InputError(*problems)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the largest logit is taken."""
+        return self.temperature == 0
+
+
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    *,
+    was_there: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One token a row, `(batch,)`.
+
+    Args:
+        logits: `(batch, vocab_size)`.
+        was_there: `(batch, vocab_size)` booleans, the tokens that a penalty on repeats is for.
+        generator: the source of chance; greedy choice needs none.
+    """
+    if was_there is not None and sampling.repetition_penalty != 1.0:
+        logits = penalise_repeats(logits, was_there, sampling.repetition_penalty)
+    if sampling.is_greedy:
+        return logits.argmax(dim=-1)
+    kept = restrict(logits.float(), sampling)
+    return torch.multinomial(kept.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def restrict(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits at the temperature, without the tokens that may not be drawn."""
+    logits = logits / sampling.temperature
+    if sampling.top_k:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1.0:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p > 0.0:
+        logits = keep_min_p(logits, sampling.min_p)
+    return logits
+
+
+def penalise_repeats(logits: Tensor, was_there: Tensor, penalty: float) -> Tensor:
+    """Logits of tokens that were there: positive ones over the penalty, negative ones times it."""
+    lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(was_there, lowered, logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """The `k` largest of each row, and what equals the last of them."""
+    last = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < last, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """The likeliest of each row, as few as reach the probability `p` together."""
+    ascending, order = logits.sort(dim=-1)
+    # A token goes when it and all less likely ones are no more than what p leaves over.
+    goes = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
+    goes[:, -1] = False
+    return logits.masked_fill(goes.scatter(1, order, goes), -math.inf)
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Tokens at least `min_p` times as likely as the likeliest of their row."""
+    probabilities = logits.softmax(dim=-1)
+    floor = min_p * probabilities.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(probabilities < floor, -math.inf)
