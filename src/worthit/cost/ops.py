@@ -185,7 +185,15 @@ def _(mixer: LinearAttention, d: Number, p: Pass) -> Iterator[Op]:
     keys = mixer.n_key_heads * p.width * mixer.key_dim
     values = heads * mixer.value_dim
     gate = values if mixer.has_output_gate else 0
-    yield matmul("qkv and gate projection", p, d, 2 * keys + values + gate)
+    # What the rule is told of each token: decays and write strengths (see `params`).
+    told = {
+        "linear": 0,
+        "retention": 0,
+        "gated": keys,
+        "delta": heads,
+        "gated-delta": 2 * heads,
+    }[mixer.kind]
+    yield matmul("qkv and gate projection", p, d, 2 * keys + values + gate + told)
     if mixer.d_conv:
         yield elementwise("short convolution", p, (2 * keys + values) / p.tensor)
     # The delta rules also read the state before they write it (Yang et al. 2024, equation 1).
@@ -340,7 +348,8 @@ def _(ffn: ChannelMix, d: Number, p: Pass) -> Iterator[Op]:
 
 @ffn_ops.register
 def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
-    yield _replicated(matmul("router", p, d, ffn.n_experts), p)
+    # The shared expert's gate is one more column.
+    yield _replicated(matmul("router", p, d, ffn.n_experts + int(ffn.has_shared_gate)), p)
     k, n = ffn.n_experts_per_token, ffn.n_experts
     n_used: float = n if ffn.routing == "soft" else k
     width = ffn.expert.d_ff * p.width

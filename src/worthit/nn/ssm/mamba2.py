@@ -26,8 +26,11 @@ fp32 what strong decays before it have added would drown it. States are kept in 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from worthit.nn.cache import StateCache
@@ -153,16 +156,39 @@ def ssd_as_attention(x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -
     wide = torch.promote_types(x.dtype, torch.float32)
     scores = torch.einsum("btgn,bsgn->bgts", c.to(wide), b.to(wide))
     scores = scores.repeat_interleave(heads // groups, dim=1)
-    decays = _decays((step * a).double().transpose(1, 2).cumsum(dim=-1), wide)
+    decays = decays_between((step * a).double().transpose(1, 2).cumsum(dim=-1), wide)
     return torch.einsum("bhts,bshp->bthp", scores * decays, (step[..., None] * x).to(wide)).to(x)
 
 
-def _decays(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """L: exp(sum_t - sum_s) for s <= t, zero above; `(..., T)` running sums to `(..., T, T)`."""
-    length = sums.shape[-1]
-    is_future = torch.ones(length, length, dtype=torch.bool, device=sums.device).triu(1)
-    between = (sums[..., :, None] - sums[..., None, :]).to(dtype)
-    return between.masked_fill(is_future, -torch.inf).exp()
+def decays_between(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """L: exp(sum_t - sum_s) for s <= t, zero above; `(..., T)` running sums to `(..., T, T)`.
+
+    Differences are taken in the sums' own type, and the rest, which is n * T elements, in `dtype`.
+    """
+    decays: Tensor = _Decays.apply(sums, dtype)
+    return decays
+
+
+class _Decays(torch.autograd.Function):
+    """With G the gradient of L: that of sum_t is row t of G o L less its column t, each summed."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, dtype: torch.dtype) -> Tensor:
+        length = sums.shape[-1]
+        is_future = torch.ones(length, length, dtype=torch.bool, device=sums.device).triu(1)
+        between = torch.empty(*sums.shape, length, dtype=dtype, device=sums.device)
+        torch.sub(sums[..., :, None], sums[..., None, :], out=between)
+        decays = between.masked_fill_(is_future, -torch.inf).exp_()
+        ctx.save_for_backward(decays)
+        ctx.sums_dtype = sums.dtype
+        return decays
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (decays,) = ctx.saved_tensors
+        weights = g * decays
+        return (weights.sum(dim=-1) - weights.sum(dim=-2)).to(ctx.sums_dtype), None
 
 
 def _by_head(state: Tensor, heads: int) -> Tensor:
@@ -207,7 +233,7 @@ def ssd(
 
     # Within chunks: the quadratic form.
     scores = c_.transpose(2, 3) @ b_.permute(0, 1, 3, 4, 2)  # (batch, chunks, groups, T, T)
-    decays = _decays(sums.transpose(2, 3), wide).unflatten(2, (groups, -1))
+    decays = decays_between(sums.transpose(2, 3), wide).unflatten(2, (groups, -1))
     weights = (scores[:, :, :, None] * decays).flatten(2, 3)
     y = (weights @ written.transpose(2, 3)).transpose(2, 3)
 
