@@ -61,6 +61,7 @@ TECHNIQUE = Technique(
         "Training keeps the activations of every layer, so memory grows with depth, as do weights."
     ),
     apply=apply,
+    module="worthit.nn.depth.deep_equilibrium:EquilibriumBlock",
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption=(

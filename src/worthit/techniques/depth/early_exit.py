@@ -72,6 +72,7 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "matmul-compute"),
     bottleneck="Tokens that are settled after a few layers still go through all of them.",
     apply=apply,
+    module="worthit.nn.depth.early_exit:EarlyExitDecoder",
     is_present=is_present,
     remove=remove,
     adoption="finetune",

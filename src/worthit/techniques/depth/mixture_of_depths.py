@@ -71,6 +71,7 @@ TECHNIQUE = Technique(
     relieves=("matmul-compute", "attention-compute"),
     bottleneck="Every token pays for every layer, however easy it is to predict.",
     apply=apply,
+    module="worthit.nn.depth.mixture_of_depths:MixtureOfDepths",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -70,6 +70,7 @@ TECHNIQUE = Technique(
         "it is."
     ),
     apply=apply,
+    module="worthit.nn.depth.mixture_of_recursions:MixtureOfRecursions",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

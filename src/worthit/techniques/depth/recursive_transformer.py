@@ -82,6 +82,7 @@ TECHNIQUE = Technique(
     relieves=("weight-capacity", "optimizer-memory"),
     bottleneck="Every layer stores parameters of its own, though neighbours compute alike.",
     apply=apply,
+    module="worthit.nn.depth.recursive_transformer:Recursive",
     is_present=is_present,
     remove=remove,
     adoption="retrain",
