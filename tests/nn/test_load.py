@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,29 @@ def test_a_fresh_model_with_a_config(tmp_path: Path) -> None:
         torch.testing.assert_close(model(IDS), back(IDS).logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(SpecError, match="describes another model"):
         worthit.save_model(model, tmp_path, config=config | {"num_hidden_layers": 2})
+
+
+def test_a_fresh_model_that_a_usual_type_describes(tmp_path: Path) -> None:
+    attention = spec.Attention(n_heads=4, n_kv_heads=2, head_dim=8, rotary_dim=8, qk_norm="head")
+    layer = spec.Layer(mixers=(attention,), ffn=spec.FeedForward(d_ff=20))
+    mine = spec.ModelSpec(
+        name="mine", d_model=16, vocab_size=50, context_len=64, layers=(layer, layer)
+    )
+    model = build(mine).eval()
+    worthit.save_model(model, tmp_path)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert back.config.model_type == "qwen3"
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS), back(IDS).logits, rtol=1e-4, atol=1e-4)
+        assert torch.equal(worthit.load_model(tmp_path)(IDS), model(IDS))
+
+
+def test_a_loaded_model_that_was_changed(tmp_path: Path) -> None:
+    loaded = worthit.load_model(write(tmp_path, reference()))
+    norm = spec.Norm(eps=1e-3)
+    loaded.spec = replace(loaded.spec, norm=norm).map_layers(lambda x: replace(x, norm=norm))
+    worthit.save_model(loaded, tmp_path / "changed")
+    assert json.loads((tmp_path / "changed" / "config.json").read_text())["rms_norm_eps"] == 1e-3
 
 
 def test_a_model_of_ones_own(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from worthit.nn.decoder import Decoder, build
 from worthit.nn.weights.names import BUFFERS, Names, Rule, bind, names_of, shapes
 from worthit.spec.checkpoint import INDEX, SINGLE, read_checkpoint, read_tensors
 from worthit.spec.codec import to_json
+from worthit.spec.hf import from_config, to_config
 from worthit.spec.model import ModelSpec
 from worthit.spec.resolve import find_weights, read_json, resolve
 
@@ -80,20 +81,24 @@ def save_model(
 ) -> None:
     """Write `config.json` and safetensors files under their published names.
 
-    With a Hugging Face config, `transformers` loads the folder too. Without one, and without one
-    that the model was loaded with, the config is the spec in worthit's own form and the tensors
-    have our names; `load_model` reads both.
+    With a Hugging Face config, `transformers` loads the folder too. It is the one given, the one
+    that the model was loaded with, or one of the usual types that describes it. A model that none
+    of them describes is written in worthit's own form, config and names; `load_model` reads both.
 
     Raises:
         SpecError: a config that describes another model.
     """
     folder = Path(folder)
-    config = model.source_config if config is None else config
-    if config is not None:
-        _check_config(config, model.spec)
+    if config is None:
+        config = _fitting_config(model)
+    elif not _describes(config, model.spec):
+        raise SpecError(
+            "config: describes another model than the one to write; give the one that belongs to "
+            "it, or none"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     ours = _tensors(model)
-    rules = _rules(model, config is not None)
+    rules = _rules(model, None if config is None else config["model_type"])
     shards = _shards(rules, ours, max_shard_bytes)
     names = [
         SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
@@ -274,12 +279,16 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict(keep_vars=True))
 
 
-def _rules(model: Decoder, is_published: bool, theirs: Iterable[str] | None = None) -> list[Rule]:
+def _rules(
+    model: Decoder, model_type: str | None, theirs: Iterable[str] | None = None
+) -> list[Rule]:
+    """The rules for `model` as a checkpoint of `model_type`; None is worthit's own form."""
     ours = _tensors(model)
-    if not is_published:
+    if model_type is None:
         return [Rule.same(name) for name in ours]
     there = None if theirs is None else frozenset(theirs)
-    return bind(names_of(model.spec), ours, model.spec.n_layers, there)
+    names = names_of(replace(model.spec, model_type=model_type))
+    return bind(names, ours, model.spec.n_layers, there)
 
 
 def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
@@ -288,7 +297,7 @@ def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
     names = names_of(model.spec) if is_published else Names(())
     if is_published:
         files.add_base(names.base, _of(names, "embedding")[0])
-    rules = _rules(model, is_published, files.stored)
+    rules = _rules(model, model.spec.model_type if is_published else None, files.stored)
     expected = shapes(rules, _tensors(model))
     found = {name: tensor.shape for name, tensor in files.stored.items()}
     tied = _of(names, "head") if model.head is None else ()
@@ -435,16 +444,17 @@ def _text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**{key: config[key] for key in shared if key in config}, **text}
 
 
-def _check_config(config: Mapping[str, Any], spec: ModelSpec) -> None:
-    from worthit.spec.hf import from_config
+def _fitting_config(model: Decoder) -> Mapping[str, Any] | None:
+    """A Hugging Face config of `model`: its own while it is unchanged, or one that can say it."""
+    source = model.source_config
+    return source if source and _describes(source, model.spec) else to_config(model.spec)
 
-    said = from_config(config, name=spec.name, where="config")
+
+def _describes(config: Mapping[str, Any], spec: ModelSpec) -> bool:
+    said = from_config(config, where="config")
     # Formats and origins belong to files, not to the model.
-    if replace(said, precision=spec.precision, source=spec.source, name=spec.name) != spec:
-        raise SpecError(
-            "config: describes another model than the one to write; give the one that belongs to "
-            "it, or none"
-        )
+    about_files = ("name", "model_type", "precision", "source")
+    return replace(said, **{key: getattr(spec, key) for key in about_files}) == spec
 
 
 def _written_config(
