@@ -119,15 +119,18 @@ def cache_bytes(
         for mixer, entry in zip(
             layer.mixers * layer.n_loops, layer_cache(layer, model.d_model), strict=False
         ):
-            kept = tokens if entry.window is None else np.minimum(tokens, entry.window)
-            # A shared cache is the first application's, which every token passes.
+            # A shared cache is the first application's, which every token passes. A window counts
+            # the tokens that passed.
             fraction = 1.0 if layer.shares_loop_cache else layer.token_fraction
-            scale = n * width * depth * fraction / split.pipeline
+            kept = tokens * fraction
+            if entry.window is not None:
+                kept = np.minimum(kept, entry.window)
+            scale = n * width * depth / split.pipeline
             share = _cache_share(mixer, split, width)
             grown = entry.per_token * cache_size * scale * share / split.context
             total = total + grown * kept
             if entry.window is None:
-                shared = shared + grown * shared_tokens
+                shared = shared + grown * fraction * shared_tokens
             fixed = entry.fixed * state_size + entry.conv * conv_size
             total = total + fixed * n * width * depth / split.pipeline / split.tensor
     return CacheUse(per_sequence=total - shared, shared=shared)
