@@ -48,20 +48,20 @@ def cache_elements(mixer: object, d_model: int) -> CacheElements:
     raise TypeError(f"no cache count for {type(mixer).__name__}")
 
 
-@cache_elements.register
+@cache_elements.register(Attention)
 def _(mixer: Attention, d_model: int) -> CacheElements:
     if mixer.low_rank is not None:
         return CacheElements(fixed=2 * mixer.n_kv_heads * mixer.head_dim * mixer.low_rank)
     return CacheElements(per_token=2 * mixer.n_kv_heads * mixer.head_dim, window=mixer.reach)
 
 
-@cache_elements.register
+@cache_elements.register(LatentAttention)
 def _(mixer: LatentAttention, d_model: int) -> CacheElements:
     # One latent for keys and values together, and one rotary key shared by all heads.
     return CacheElements(per_token=mixer.kv_lora_rank + mixer.qk_rope_head_dim)
 
 
-@cache_elements.register
+@cache_elements.register(LinearAttention)
 def _(mixer: LinearAttention, d_model: int) -> CacheElements:
     state = mixer.n_value_heads * mixer.key_dim * mixer.value_dim
     if mixer.kind == "linear":
@@ -71,25 +71,25 @@ def _(mixer: LinearAttention, d_model: int) -> CacheElements:
     return CacheElements(fixed=state, conv=width * mixer.d_conv)
 
 
-@cache_elements.register
+@cache_elements.register(Mamba)
 def _(mixer: Mamba, d_model: int) -> CacheElements:
     return CacheElements(fixed=mixer.d_inner * mixer.d_state, conv=mixer.d_inner * mixer.d_conv)
 
 
-@cache_elements.register
+@cache_elements.register(Mamba2)
 def _(mixer: Mamba2, d_model: int) -> CacheElements:
     width = mixer.d_inner + 2 * mixer.n_groups * mixer.d_state
     return CacheElements(fixed=mixer.d_inner * mixer.d_state, conv=width * mixer.d_conv)
 
 
-@cache_elements.register
+@cache_elements.register(Rwkv)
 def _(mixer: Rwkv, d_model: int) -> CacheElements:
     # Numerator, denominator and running maximum; the previous token's input of both halves of
     # the layer (time mixing and channel mixing) is its one-token convolution.
     return CacheElements(fixed=3 * mixer.d_attention, conv=2 * d_model)
 
 
-@cache_elements.register
+@cache_elements.register(S4)
 def _(mixer: S4, d_model: int) -> CacheElements:
     # Complex states in conjugate pairs: d_state reals per channel.
     return CacheElements(fixed=d_model * mixer.d_state)

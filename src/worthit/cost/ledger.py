@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from worthit._record import record
 from worthit.cost.params import n_norms
 from worthit.spec.formats import format_of
 from worthit.spec.model import EarlyExit, Layer, ModelSpec, Precision
@@ -28,7 +29,7 @@ KERNELS: tuple[Kernel, ...] = ("gemm", "moe", "attention", "scan", "elementwise"
 READ_AND_WRITE = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Pass:
     """One forward pass on one device.
 

@@ -236,38 +236,38 @@ def kept_elements(mixer: object, d: Number, width: Number) -> Number:
     return 4.0 * d
 
 
-@kept_elements.register
+@kept_elements.register(Attention)
 def _(mixer: Attention, d: Number, width: Number) -> Number:
     # Queries, keys, values, and the output before its projection.
     return (2 * mixer.n_heads + 2 * mixer.n_kv_heads) * width * mixer.head_dim
 
 
-@kept_elements.register
+@kept_elements.register(LatentAttention)
 def _(mixer: LatentAttention, d: Number, width: Number) -> Number:
     qk = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
     latents = mixer.kv_lora_rank + (mixer.q_lora_rank or 0)
     return (mixer.n_heads * (2 * qk + 2 * mixer.v_head_dim) + latents) * width
 
 
-@kept_elements.register
+@kept_elements.register(LinearAttention)
 def _(mixer: LinearAttention, d: Number, width: Number) -> Number:
     keys = mixer.n_key_heads * mixer.key_dim
     values = mixer.n_value_heads * mixer.value_dim
     return (4 * keys + 4 * values) * width
 
 
-@kept_elements.register
+@kept_elements.register(Mamba)
 def _(mixer: Mamba, d: Number, width: Number) -> Number:
     # x, z, convolved x, step sizes, output; the scan's states are recomputed (section 3.3.2).
     return (5 * mixer.d_inner + mixer.dt_rank + 2 * mixer.d_state) * width
 
 
-@kept_elements.register
+@kept_elements.register(Mamba2)
 def _(mixer: Mamba2, d: Number, width: Number) -> Number:
     return (5 * mixer.d_inner + 4 * mixer.n_groups * mixer.d_state) * width
 
 
-@kept_elements.register
+@kept_elements.register(Rwkv)
 def _(mixer: Rwkv, d: Number, width: Number) -> Number:
     return 5.0 * mixer.d_attention * width + 3 * d
 
@@ -278,19 +278,19 @@ def kept_ffn_elements(ffn: object, d: Number, width: Number, is_selective: bool)
     raise TypeError(f"no activation count for {type(ffn).__name__}")
 
 
-@kept_ffn_elements.register
+@kept_ffn_elements.register(FeedForward)
 def _(ffn: FeedForward, d: Number, width: Number, is_selective: bool) -> Number:
     # Up (and gate) before the activation; its product is recomputed when selective.
     n = 2 if ffn.is_gated else 1
     return (n + (0 if is_selective else n)) * ffn.d_ff * width
 
 
-@kept_ffn_elements.register
+@kept_ffn_elements.register(ChannelMix)
 def _(ffn: ChannelMix, d: Number, width: Number, is_selective: bool) -> Number:
     return (1 if is_selective else 2) * ffn.d_ff * width + d
 
 
-@kept_ffn_elements.register
+@kept_ffn_elements.register(MoE)
 def _(ffn: MoE, d: Number, width: Number, is_selective: bool) -> Number:
     n_used = ffn.n_experts if ffn.routing == "soft" else ffn.n_experts_per_token
     each = kept_ffn_elements(ffn.expert, d, width, is_selective) + d

@@ -56,7 +56,7 @@ def mixer_ops(mixer: object, d: Number, p: Pass) -> Iterator[Op]:
     raise TypeError(f"no operations for {type(mixer).__name__}")
 
 
-@mixer_ops.register
+@mixer_ops.register(Attention)
 def _(mixer: Attention, d: Number, p: Pass) -> Iterator[Op]:
     heads, kv_heads = mixer.n_heads * p.width, mixer.n_kv_heads * p.width
     q, kv = heads * mixer.head_dim, kv_heads * mixer.head_dim
@@ -130,7 +130,7 @@ def attend(
     )
 
 
-@mixer_ops.register
+@mixer_ops.register(LatentAttention)
 def _(mixer: LatentAttention, d: Number, p: Pass) -> Iterator[Op]:
     heads = mixer.n_heads * p.width
     d_qk = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
@@ -179,7 +179,7 @@ def _replicated(op: Op, p: Pass) -> Op:
     return op
 
 
-@mixer_ops.register
+@mixer_ops.register(LinearAttention)
 def _(mixer: LinearAttention, d: Number, p: Pass) -> Iterator[Op]:
     heads = mixer.n_value_heads * p.width
     keys = mixer.n_key_heads * p.width * mixer.key_dim
@@ -244,7 +244,7 @@ def _recurrence(
 READ_WRITE_STATE = 2
 
 
-@mixer_ops.register
+@mixer_ops.register(Mamba)
 def _(mixer: Mamba, d: Number, p: Pass) -> Iterator[Op]:
     inner, rank = mixer.d_inner * p.width, mixer.dt_rank * p.width
     yield matmul("in projection", p, d, 2 * inner)
@@ -264,7 +264,7 @@ def _(mixer: Mamba, d: Number, p: Pass) -> Iterator[Op]:
     yield matmul("out projection", p, inner, d)
 
 
-@mixer_ops.register
+@mixer_ops.register(Mamba2)
 def _(mixer: Mamba2, d: Number, p: Pass) -> Iterator[Op]:
     inner, heads = mixer.d_inner * p.width, mixer.n_heads * p.width / p.tensor
     groups = mixer.n_groups * mixer.d_state
@@ -286,7 +286,7 @@ def _(mixer: Mamba2, d: Number, p: Pass) -> Iterator[Op]:
     yield matmul("out projection", p, inner, d)
 
 
-@mixer_ops.register
+@mixer_ops.register(Rwkv)
 def _(mixer: Rwkv, d: Number, p: Pass) -> Iterator[Op]:
     width = mixer.d_attention * p.width
     yield elementwise("token shift", p, 3 * d)
@@ -303,7 +303,7 @@ def _(mixer: Rwkv, d: Number, p: Pass) -> Iterator[Op]:
     yield matmul("output", p, width, d)
 
 
-@mixer_ops.register
+@mixer_ops.register(S4)
 def _(mixer: S4, d: Number, p: Pass) -> Iterator[Op]:
     state = d * mixer.d_state / p.tensor
     # A convolution by FFT over the sequence: three transforms of twice the length, 5 N log2 N each.
@@ -327,7 +327,7 @@ def ffn_ops(ffn: object, d: Number, p: Pass) -> Iterator[Op]:
     raise TypeError(f"no operations for {type(ffn).__name__}")
 
 
-@ffn_ops.register
+@ffn_ops.register(FeedForward)
 def _(ffn: FeedForward, d: Number, p: Pass) -> Iterator[Op]:
     width = ffn.d_ff * p.width
     yield matmul("ffn up", p, d, (2 if ffn.is_gated else 1) * width)
@@ -336,7 +336,7 @@ def _(ffn: FeedForward, d: Number, p: Pass) -> Iterator[Op]:
     yield matmul("ffn down", p, width, d)
 
 
-@ffn_ops.register
+@ffn_ops.register(ChannelMix)
 def _(ffn: ChannelMix, d: Number, p: Pass) -> Iterator[Op]:
     width = ffn.d_ff * p.width
     yield elementwise("token shift", p, 2 * d)
@@ -346,7 +346,7 @@ def _(ffn: ChannelMix, d: Number, p: Pass) -> Iterator[Op]:
     yield matmul("channel-mix value", p, width, d)
 
 
-@ffn_ops.register
+@ffn_ops.register(MoE)
 def _(ffn: MoE, d: Number, p: Pass) -> Iterator[Op]:
     # The shared expert's gate is one more column.
     yield _replicated(matmul("router", p, d, ffn.n_experts + int(ffn.has_shared_gate)), p)

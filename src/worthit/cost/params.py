@@ -102,7 +102,7 @@ def mixer_params(mixer: object, d_model: int) -> int:
     raise TypeError(f"no parameter count for {type(mixer).__name__}")
 
 
-@mixer_params.register
+@mixer_params.register(Attention)
 def _(mixer: Attention, d_model: int) -> int:
     q, kv = mixer.n_heads * mixer.head_dim, mixer.n_kv_heads * mixer.head_dim
     # The gate is projected with the queries.
@@ -122,7 +122,7 @@ def _(mixer: Attention, d_model: int) -> int:
     return matrices + biases + qk_norm + sinks
 
 
-@mixer_params.register
+@mixer_params.register(LatentAttention)
 def _(mixer: LatentAttention, d_model: int) -> int:
     qk_head = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim
     if mixer.q_lora_rank is None:
@@ -140,7 +140,7 @@ def _(mixer: LatentAttention, d_model: int) -> int:
     return query + down + norm + up + out + bias
 
 
-@mixer_params.register
+@mixer_params.register(LinearAttention)
 def _(mixer: LinearAttention, d_model: int) -> int:
     keys, values = mixer.n_key_heads * mixer.key_dim, mixer.n_value_heads * mixer.value_dim
     matrices = d_model * (2 * keys + values) + values * d_model
@@ -158,7 +158,7 @@ def _(mixer: LinearAttention, d_model: int) -> int:
     return matrices + gate + rules + conv + norm
 
 
-@mixer_params.register
+@mixer_params.register(Mamba)
 def _(mixer: Mamba, d_model: int) -> int:
     inner = mixer.d_inner
     projections = d_model * 2 * inner + inner * d_model
@@ -171,7 +171,7 @@ def _(mixer: Mamba, d_model: int) -> int:
     return projections + conv + selection + state + bias + norms
 
 
-@mixer_params.register
+@mixer_params.register(Mamba2)
 def _(mixer: Mamba2, d_model: int) -> int:
     inner, groups = mixer.d_inner, mixer.n_groups * mixer.d_state
     in_width = 2 * inner + 2 * groups + mixer.n_heads
@@ -185,13 +185,13 @@ def _(mixer: Mamba2, d_model: int) -> int:
     return projections + conv + heads + norm + bias
 
 
-@mixer_params.register
+@mixer_params.register(Rwkv)
 def _(mixer: Rwkv, d_model: int) -> int:
     # Key, value, receptance, output; decay and first bonus; three token-shift mixes.
     return 4 * d_model * mixer.d_attention + 2 * mixer.d_attention + 3 * d_model
 
 
-@mixer_params.register
+@mixer_params.register(S4)
 def _(mixer: S4, d_model: int) -> int:
     # Complex A, B, C and the low-rank factors as pairs of reals (conjugate halves), step and D,
     # then the output projection with a gate (GLU).
@@ -205,21 +205,21 @@ def ffn_params(ffn: object, d_model: int) -> Count:
     raise TypeError(f"no parameter count for {type(ffn).__name__}")
 
 
-@ffn_params.register
+@ffn_params.register(FeedForward)
 def _(ffn: FeedForward, d_model: int) -> Count:
     up = 2 * ffn.d_ff if ffn.is_gated else ffn.d_ff
     n = d_model * up + ffn.d_ff * d_model + (up + d_model if ffn.has_bias else 0)
     return Count(total=n, active=n)
 
 
-@ffn_params.register
+@ffn_params.register(ChannelMix)
 def _(ffn: ChannelMix, d_model: int) -> Count:
     # Key up, value down, receptance; two token-shift mixes.
     n = 2 * d_model * ffn.d_ff + d_model * d_model + 2 * d_model
     return Count(total=n, active=n)
 
 
-@ffn_params.register
+@ffn_params.register(MoE)
 def _(ffn: MoE, d_model: int) -> Count:
     expert = ffn_params(ffn.expert, ffn.d_latent or d_model).total
     latent = 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from worthit._record import record
 from worthit.cost.evaluate import Cost, evaluate
 from worthit.cost.layout import choose
 from worthit.cost.points import Points, neighbourhood
@@ -48,7 +49,7 @@ GOAL_METRIC = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Predicted:
     """What the cost model says: `ratio` is after / before, below 1 is better."""
 
@@ -71,7 +72,7 @@ class CurvePoint:
     becomes: Decision
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Verdict:
     """One technique judged on one case; see docs/judge.md for every field."""
 
@@ -122,7 +123,7 @@ class Verdict:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Judgement:
     """A case, what binds in it, and the verdict on every technique."""
 

@@ -7,9 +7,10 @@ with the model, the runtime or the layout changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from worthit._record import record
 from worthit.errors import CaseError
 from worthit.spec.model import ModelSpec
 
@@ -19,7 +20,7 @@ Stage = Literal["design", "deployed"]
 Goal = Literal["latency", "throughput", "memory", "train-time"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Range:
     """A number that depends on data nobody has measured yet: its best guess and its bounds."""
 
@@ -32,7 +33,7 @@ class Range:
             raise CaseError(f"a range needs low <= mid <= high, got {self}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Serving:
     """Requests to answer.
 
@@ -69,7 +70,7 @@ class Serving:
         return self.prompt + self.output
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Training:
     """Tokens to train on: `tokens` in all, in sequences of `seq`, `batch_tokens` a step."""
 
@@ -99,7 +100,7 @@ class Training:
 Workload = Serving | Training
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Efficiency:
     """Which share of a device's peak its kernels reach, and what one launch costs.
 
@@ -117,7 +118,7 @@ class Efficiency:
     is_calibrated: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Device:
     """One accelerator or processor: dense peaks, per second and in bytes; None where it has none.
 
@@ -165,7 +166,7 @@ _WIDENING = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Layout:
     """How one replica is split over devices; None lets the cost model choose.
 
@@ -187,7 +188,7 @@ class Layout:
                 raise CaseError(f"layout.{name} must be at least 1, got {degree}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Hardware:
     """`n_devices` of one kind, and how the model is laid out over them."""
 
@@ -200,7 +201,7 @@ class Hardware:
             raise CaseError(f"n_devices must be at least 1, got {self.n_devices}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Speculation:
     """Drafting `draft_len` tokens that the model then verifies at once.
 
@@ -230,7 +231,7 @@ class Speculation:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Runtime:
     """How the model is run today.
 
@@ -259,7 +260,7 @@ class Runtime:
     tokens_to_target: Range | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Data:
     """Facts about the user's data that some techniques depend on; None where not stated."""
 
@@ -267,7 +268,7 @@ class Data:
     repeat_epochs: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Case:
     """One situation to judge. `stage` says whether weights exist already."""
 

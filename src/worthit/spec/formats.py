@@ -7,13 +7,13 @@ it; a narrow format beside a wider one is widened first (weight-only quantizatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
+from worthit._record import record
 from worthit.errors import unknown_name
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Format:
     """One storage format; `bits` per element, scales included."""
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
+from worthit._record import record
 from worthit.errors import SpecError
 from worthit.spec.formats import arithmetic
 
@@ -31,7 +32,7 @@ Activation = Literal["relu", "relu2", "gelu", "gelu-tanh", "silu", "clamped-swis
 Score = Literal["softmax", "sigmoid"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Norm:
     """A normalisation over `d_model`; `has_unit_offset` scales by (1 + w), as Gemma does."""
 
@@ -42,7 +43,7 @@ class Norm:
     has_unit_offset: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class PositionScaling:
     """How rotary positions are stretched from `original_context_len` by `factor`.
 
@@ -71,7 +72,7 @@ class PositionScaling:
             raise SpecError(f"a position scaling factor must be positive, got {self.factor}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Position:
     """How the model knows order; `scaling` only for `rope`.
 
@@ -86,7 +87,7 @@ class Position:
     offset: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class QueryTemperature:
     """Queries at position p are scaled by 1 + `scale` * ln(1 + floor((p + 1) / `floor`))."""
 
@@ -94,7 +95,7 @@ class QueryTemperature:
     floor: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Attention:
     """Softmax attention: MHA, GQA and MQA by `n_kv_heads`; local, chunked and sparse by fields.
 
@@ -153,7 +154,7 @@ class Attention:
         return min(limits) if limits else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class LatentAttention:
     """Multi-head latent attention: keys and values rebuilt from one cached latent (DeepSeek-V2).
 
@@ -174,7 +175,7 @@ class LatentAttention:
         _require_positive(self, "n_heads", "kv_lora_rank", "v_head_dim", "q_lora_rank")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class LinearAttention:
     """Attention with a state of `key_dim x value_dim` a head in place of a growing cache.
 
@@ -205,7 +206,7 @@ class LinearAttention:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Mamba:
     """Mamba-1's selective state space (Gu & Dao 2023, arXiv:2312.00752).
 
@@ -229,7 +230,7 @@ class Mamba:
         _require_positive(self, "d_inner", "d_state", "d_conv", "dt_rank")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Mamba2:
     """Mamba-2's state-space duality layer (Dao & Gu 2024, arXiv:2405.21060).
 
@@ -273,7 +274,7 @@ class Mamba2:
         return self.n_heads * self.head_dim
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Rwkv:
     """RWKV's time mixing, version 4 (Peng et al. 2023, arXiv:2305.13048)."""
 
@@ -283,7 +284,7 @@ class Rwkv:
         _require_positive(self, "d_attention")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class S4:
     """A structured state space per channel, diagonal plus low rank (Gu et al. 2021)."""
 
@@ -294,7 +295,7 @@ class S4:
         _require_positive(self, "d_state")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FeedForward:
     """Two matrices and an activation, or three when `is_gated` (SwiGLU, GeGLU).
 
@@ -315,7 +316,7 @@ class FeedForward:
         _require_positive(self, "d_ff")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ChannelMix:
     """RWKV's channel mixing: key, receptance and value matrices with token shift."""
 
@@ -325,7 +326,7 @@ class ChannelMix:
         _require_positive(self, "d_ff")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class MoE:
     """A mixture of experts: `n_experts_per_token` of `n_experts` copies of `expert` per token.
 
@@ -376,7 +377,7 @@ Mixer = Attention | LatentAttention | LinearAttention | Mamba | Mamba2 | Rwkv | 
 Ffn = FeedForward | ChannelMix | MoE
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Layer:
     """One block of the residual stream.
 
@@ -436,7 +437,7 @@ MIXER_NAMES: dict[type, str] = {
 FFN_NAMES: dict[type, str] = {FeedForward: "ffn", ChannelMix: "channel-mix", MoE: "moe"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class EarlyExit:
     """Tokens may leave after any of `layers`; `mean_depth` is the share of layers run on average.
 
@@ -449,7 +450,7 @@ class EarlyExit:
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Precision:
     """Number formats, by what they hold; see `worthit.spec.formats` for their bits.
 
@@ -478,7 +479,7 @@ class Precision:
         return arithmetic(self.operands or stored, self.operands or self.activations)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ModelSpec:
     """A decoder, layer by layer.
 

@@ -8,9 +8,10 @@ nothing for, what goes wrong, and who found out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from worthit._record import record
 from worthit.spec.case import Adoption, Case
 
 Bottleneck = Literal[
@@ -44,7 +45,7 @@ Metric = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Source:
     """A citation: `cite` as Author Year, `id` an arXiv number or a public title, `where` inside."""
 
@@ -58,7 +59,7 @@ class Source:
         return f"{self.cite}, {self.title}, {self.id}{where}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Evidence:
     """A claim about quality that somebody measured, in our words, with its source."""
 
@@ -66,7 +67,7 @@ class Evidence:
     source: Source
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Technique:
     """One technique of the catalogue.
 

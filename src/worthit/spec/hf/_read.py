@@ -91,5 +91,8 @@ def _family(model_type: str, where: str) -> Any:
         if model_type in types:
             return importlib.import_module(f"worthit.spec.hf.{family}")
     raise unknown_name(
-        "model type", model_type, known_model_types(), see="docs/models.md (worthit cost --trace counts any other with transformers)"
+        "model type",
+        model_type,
+        known_model_types(),
+        see="docs/models.md (worthit cost --trace counts any other with transformers)",
     ).within(where)
