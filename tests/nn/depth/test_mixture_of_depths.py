@@ -25,7 +25,7 @@ from worthit.nn.decoder import Block, build
 from worthit.nn.depth.mixture_of_depths import MixtureOfDepths, only_routers, router_loss
 from worthit.nn.depth.selection import best
 from worthit.nn.tokens import Tokens, tokens_of
-from worthit.spec.model import Mamba
+from worthit.spec.model import Mamba, Position
 
 ROUTED = replace(LAYER, token_fraction=0.25)
 SPEC = spec_of(LAYER, ROUTED, LAYER)
@@ -99,6 +99,35 @@ def test_decoding_equals_one_pass(lengths: tuple[int, ...], mixer: object) -> No
     layers = (LAYER, replace(ROUTED, mixers=(mixer,)))
     model, ids = built(spec_of(*layers)), some_ids(33)
     assert_near(in_pieces(model, ids, *lengths), model(ids))
+
+
+@pytest.mark.parametrize("kind", ["alibi", "chunk", "relative-bias"])
+def test_distances_are_those_of_the_sequence(kind: str) -> None:
+    """Tokens left out between two others still count in how far apart these are."""
+    attention = replace(ATTENTION, rotary_dim=0, chunk=8 if kind == "chunk" else None)
+    position = Position(kind="rope" if kind == "chunk" else kind)
+    layer = replace(ROUTED, mixers=(attention,))
+    model, ids = built(spec_of(LAYER, layer, position=position), std=0.3), some_ids(33)
+    want = model(ids)
+    assert_near(in_pieces(model, ids, 12), want)
+    block = model.layers[1]
+    x, tokens = torch.randn(1, 20, D), pass_of(20, batch=1)
+    tokens.relative_bias = model.relative_bias
+    index = (block.router(x)[0] > 0).nonzero()[:, 0]
+    # Everybody stands in line, and those left out are hidden as padding is.
+    is_in = torch.zeros(1, 20, dtype=torch.bool)
+    is_in[0, index] = True
+    hidden = Tokens(
+        n=20,
+        past=0,
+        positions=tokens.positions,
+        is_real=is_in,
+        relative_bias=model.relative_bias,
+        slot_positions=tokens.positions,
+    )
+    f = Block.forward(block, x, hidden) - x
+    got = block(x, tokens)
+    assert_near(got[:, index], (x + block.router(x)[..., None] * f)[:, index])
 
 
 def test_evaluation_is_causal_and_training_is_not() -> None:

@@ -47,6 +47,15 @@ def test_the_loss_of_one_choice_is_switch_transformers() -> None:
     assert_near(load_balance_loss(routing), torch.as_tensor(want))
 
 
+def test_sigmoid_scores_count_as_shares() -> None:
+    m, x = built(replace(MIXTURE, score="sigmoid")), torch.randn(50, D)
+    routing = m.router(x)
+    s = (x @ m.router.linear.weight.T).sigmoid()
+    shares = (s / s.sum(dim=-1, keepdim=True)).mean(dim=0)
+    counts = torch.tensor([(routing.chosen == i).sum() for i in range(E)])
+    assert_near(load_balance_loss(routing), E * (counts / 50 * shares).sum())
+
+
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_uniform_routing_costs_k(k: int) -> None:
     logits = torch.zeros(E, E)

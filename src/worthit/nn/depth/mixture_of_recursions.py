@@ -18,8 +18,9 @@ Token choice: each token picks its number of steps before the first one, by the 
 routers' scores; that is causal, and the batch takes what it gets.
 
 The spec repeats each layer where it stands, with routers of its own; the paper prefers to repeat a
-block of several (its "middle cycle"), routed once a round. Each step's cache holds only the tokens active in it (recursion-wise caching); with
-`shares_loop_cache` all steps read the keys and values of the first, in which every token is.
+block of several (its "middle cycle"), routed once a round. Each step's cache holds only the tokens
+active in it (recursion-wise caching); with `shares_loop_cache` all steps read the keys and values
+of the first, in which every token is.
 """
 
 from __future__ import annotations
