@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from worthit._record import record
+from worthit.cost.clock import Array, Ints
 from worthit.cost.evaluate import Cost, evaluate
 from worthit.cost.layout import choose
 from worthit.cost.points import Points, neighbourhood
@@ -187,11 +188,12 @@ def judge_case(
     chosen = select(only)
     points = neighbourhood(case)
     base = evaluate(case, points)
-    verdicts = tuple(_judge_one(t, case, base, with_curves) for t in chosen)
+    binding = tuple(bottlenecks(base))
+    verdicts = tuple(_judge_one(t, case, base, binding, with_curves) for t in chosen)
     return Judgement(
         case=base.case,
         cost=base,
-        bottlenecks=tuple(bottlenecks(base)),
+        bottlenecks=binding,
         verdicts=verdicts,
         on_top_of=stacked,
     )
@@ -208,9 +210,28 @@ def select(only: Iterable[str]) -> tuple[Technique, ...]:
     return tuple(t for t in known.values() if not wanted or {t.id, t.family} & set(wanted))
 
 
-def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdict:
+@dataclass(frozen=True)
+class _Comparison:
+    """The case without a technique against the case with it, at every point."""
+
+    metric: str
+    predicted: Predicted
+    gained: Gain
+    cause: str
+    share: Array
+    decision: Ints
+    was_impossible: bool
+
+    @property
+    def now(self) -> int:
+        """The decision for the case itself."""
+        return int(self.decision[0])
+
+
+def _judge_one(
+    t: Technique, case: Case, base: Cost, binding: tuple[BoundBy, ...], with_curves: bool
+) -> Verdict:
     """Judge one technique: the case without it against the case with it."""
-    evidence = "calibrated" if case.hardware.device.efficiency.is_calibrated else "predicted"
     present = t.is_present(case)
     unseen = t.relieves[0] in UNSEEN
     blank = Verdict(
@@ -220,7 +241,7 @@ def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdi
         is_present=present,
         bottleneck=t.relieves[0],
         has_bottleneck=None,
-        evidence=evidence,
+        evidence="calibrated" if case.hardware.device.efficiency.is_calibrated else "predicted",
     )
     if present and t.remove is None:
         return replace(blank, decision="apply", reason=IN_PLACE_WITHOUT_NUMBER)
@@ -232,49 +253,62 @@ def _judge_one(t: Technique, case: Case, base: Cost, with_curves: bool) -> Verdi
         text = _sentence(str(error), t.id)
         return replace(blank, reason=text, is_applicable=False, has_bottleneck=found)
     before, after = (other, base) if present else (base, other)
+    c = _compare(t, case, before, after, is_present=present)
+    reached = ADOPTIONS.index(t.adoption) <= ADOPTIONS.index(case.allowed_adoption)
+    # A longer sequence than the model knows is another case, unless that is what is judged.
+    reachable = base.context_shortfall <= base.context_shortfall[0]
+    nearest = flips(base.points, c.decision, reachable | (c.metric == "context_shortfall"))
+    if unseen and (c.now == NO or present):
+        verdict, nearest = _verdict_on_unseen(case, present, reached, c.predicted), []
+    else:
+        verdict, nearest = _verdict(t, case, c.now, nearest, is_free=present or reached)
+        if verdict == "apply" and c.was_impossible and not present and _changes_model(t):
+            # Another model that fits is no answer while the same one might be made to fit.
+            verdict = "defer"
+    share = None if c.cause in UNSEEN else float(c.share[0])
+    judged = replace(
+        blank,
+        decision=verdict,
+        bottleneck=c.cause,
+        has_bottleneck=None if unseen else bool(c.share[0] >= FLOOR or c.was_impossible),
+        share=share,
+        ceiling=None if share is None else _ceiling(c.cause, share),
+        predicted=c.predicted,
+        flips=tuple(nearest),
+        curves=_curves(base.points, c.gained, c.decision) if with_curves else {},
+        check_with=_check(t, case),
+    )
+    return replace(judged, reason=reason(judged, case, reached, binding))
+
+
+def _compare(
+    t: Technique, case: Case, before: Cost, after: Cost, *, is_present: bool
+) -> _Comparison:
+    """Gain, share of the bottleneck and decision of one technique, on its metric."""
     metric = GOAL_METRIC[case.effective_goal]
-    if t.metric is not None and hasattr(base, t.metric):
+    if t.metric is not None and hasattr(type(before), t.metric):
         metric = t.metric
     was, becomes = getattr(before, metric), getattr(after, metric)
     gained = gain(was, becomes)
-    impossible = np.isinf(was if was.ndim == 1 else was[0])
+    mid = was if was.ndim == 1 else was[0]
+    impossible = np.isinf(mid)
     cause, share = _share(t, before, metric)
-    decision = decide(gained, share, impossible, is_present=present)
-    predicted = Predicted(
+    return _Comparison(
         metric=metric,
-        before=float(was[0] if was.ndim == 1 else was[0, 0]),
-        after=float(becomes[0] if becomes.ndim == 1 else becomes[0, 0]),
-        ratio=float(gained.ratio[0]),
-        low=float(gained.low[0]),
-        high=float(gained.high[0]),
+        predicted=Predicted(
+            metric=metric,
+            before=float(mid[0]),
+            after=float(becomes[0] if becomes.ndim == 1 else becomes[0, 0]),
+            ratio=float(gained.ratio[0]),
+            low=float(gained.low[0]),
+            high=float(gained.high[0]),
+        ),
+        gained=gained,
+        cause=cause,
+        share=share,
+        decision=decide(gained, share, impossible, is_present=is_present),
+        was_impossible=bool(impossible[0]),
     )
-    reached = ADOPTIONS.index(t.adoption) <= ADOPTIONS.index(case.allowed_adoption)
-    # A longer sequence than the model knows is another case, unless that is what is judged.
-    within = np.asarray(base.context_shortfall <= base.context_shortfall[0])
-    reachable = np.ones(base.points.n, bool) if metric == "context_shortfall" else within
-    now = int(decision[0])
-    nearest = flips(base.points, decision, (YES,) if now != YES else (NO, MAYBE), reachable)
-    if unseen and (now == NO or present):
-        verdict, nearest = _verdict_on_unseen(case, present, reached, predicted), []
-    else:
-        verdict, nearest = _verdict(t, case, now, nearest, is_free=present or reached)
-        if verdict == "apply" and impossible[0] and not present and _changes_model(t):
-            # Another model that fits is no answer while the same one might be made to fit.
-            verdict = "defer"
-    is_seen = cause not in UNSEEN
-    found_verdict = replace(
-        blank,
-        decision=verdict,
-        bottleneck=cause,
-        has_bottleneck=None if unseen else bool(share[0] >= FLOOR or impossible[0]),
-        share=float(share[0]) if is_seen else None,
-        ceiling=_ceiling(cause, float(share[0])) if is_seen else None,
-        predicted=predicted,
-        flips=tuple(nearest),
-        curves=_curves(base.points, gained, decision) if with_curves else {},
-        check_with=_check(t, case),
-    )
-    return replace(found_verdict, reason=reason(found_verdict, case, reached, base))
 
 
 def _changes_model(t: Technique) -> bool:

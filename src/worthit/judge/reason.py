@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worthit.cost.evaluate import Cost
-from worthit.judge.bottleneck import TITLES, bottlenecks, percent, statement
+from worthit.judge.bottleneck import TITLES, BoundBy, percent, statement
 from worthit.judge.verdict import FLOOR, KEPT, THRESHOLD
 from worthit.judge.words import METRIC_NAMES, quantity, speedup
 from worthit.spec.case import Case
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from worthit.judge.judge import Verdict
 
 
-def reason(v: Verdict, case: Case, reached: bool, base: Cost) -> str:
+def reason(v: Verdict, case: Case, reached: bool, binding: Sequence[BoundBy]) -> str:
     """One or two sentences: the share, the gain with its interval, and what stands in the way."""
     if v.has_bottleneck is None:
         return _unseen(v, case, reached)
@@ -29,7 +29,7 @@ def reason(v: Verdict, case: Case, reached: bool, base: Cost) -> str:
     elif v.decision == "apply":
         parts.append(_gain_sentence(v))
     elif not v.has_bottleneck:
-        parts.append(_absent(v, base))
+        parts.append(_absent(v, binding))
     else:
         parts.append(_gain_sentence(v))
         parts.append(_obstacle(v, case, reached))
@@ -67,7 +67,7 @@ def _gain_sentence(v: Verdict) -> str:
     )
 
 
-def _absent(v: Verdict, base: Cost) -> str:
+def _absent(v: Verdict, binding: Sequence[BoundBy]) -> str:
     """The bottleneck is not there: how little there is to win, and where the time goes instead."""
     p = v.predicted
     assert p is not None
@@ -86,8 +86,8 @@ def _absent(v: Verdict, base: Cost) -> str:
         first += ", and with it the case no longer fits"
     elif p.ratio > 1.005:
         first += f", and it costs {percent(p.ratio - 1)} more {METRIC_NAMES[p.metric]}"
-    binding = [b for b in bottlenecks(base) if b.id != v.bottleneck and TITLES[b.id][0] == "time"]
-    where = f"; here {binding[0].statement}" if binding else ""
+    others = [b for b in binding if b.id != v.bottleneck and TITLES[b.id][0] == "time"]
+    where = f"; here {others[0].statement}" if others else ""
     return first + where + "."
 
 

@@ -82,18 +82,13 @@ def decide(gained: Gain, share: Array, was_impossible: Bools, *, is_present: boo
     return np.where(binds, decision, NO)
 
 
-def flips(
-    points: Points,
-    decision: Ints,
-    wanted: tuple[int, ...],
-    reachable: Bools,
-) -> list[Flip]:
-    """On each axis, the nearest point whose decision is one of `wanted`; the nearest axis first.
+def flips(points: Points, decision: Ints, reachable: Bools) -> list[Flip]:
+    """On each axis, the nearest point where the decision starts or ceases to be YES, nearest first.
 
     Points that are not `reachable` (beyond the trained context, say) are passed over.
     """
     found: dict[str, Flip] = {}
-    is_flip = np.isin(decision, wanted) & reachable
+    is_flip = ((decision == YES) != (decision[0] == YES)) & reachable
     for i in points.nearest_first if is_flip.any() else ():
         axis = points.axis[i]
         if is_flip[i] and axis not in found:
