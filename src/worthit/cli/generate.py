@@ -64,6 +64,7 @@ def command(
     from worthit.decode.generate import generate
     from worthit.decode.sampling import Sampling
     from worthit.decode.tokenizer import load_tokenizer
+    from worthit.nn.inference import optimize
     from worthit.nn.load import checkpoint_path, load_model
 
     sampling = Sampling(**choice)
@@ -71,7 +72,7 @@ def command(
     tokenizer = load_tokenizer(path)
     ids = _prompt_ids(tokenizer, text, is_chat=is_chat, system=system)
     started = time.perf_counter()
-    loaded = load_model(path, dtype=dtype)
+    loaded = optimize(load_model(path, dtype=dtype))
     load_s = time.perf_counter() - started
     say = None if is_json else _say
     found = generate(

@@ -142,6 +142,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.source: str | None = None
+        # What `worthit.nn.inference.optimize` changes.
+        self.is_optimized = False
+        self.tied_head: nn.Module | None = None
         self.source_config: dict[str, Any] | None = None
         width = spec.embedding_dim or spec.d_model
         self.embedding = nn.Embedding(spec.vocab_size, width)
@@ -251,7 +254,8 @@ class Decoder(nn.Module):
         x = _maybe(self.final_norm, x)
         if self.embedding_out is not None:
             x = self.embedding_out(x)
-        y = functional.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        head = self.tied_head if self.head is None else self.head
+        y = functional.linear(x, self.embedding.weight) if head is None else head(x)
         if self.spec.logit_scale != 1.0:
             y = y * self.spec.logit_scale
         if self.spec.logit_softcap is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worthit.errors import SpecError, unknown_name
+from worthit.errors import SpecError, WorthitError, unknown_name
 from worthit.nn.decoder import Decoder, build
 from worthit.nn.weights.names import BUFFERS, Names, Rule, bind, names_of, shapes
 from worthit.spec.checkpoint import INDEX, SINGLE, read_checkpoint, read_tensors
@@ -87,7 +87,10 @@ def save_model(
 
     Raises:
         SpecError: a config that describes another model.
+        WorthitError: a model that `worthit.nn.inference.optimize` changed.
     """
+    if model.is_optimized:
+        raise WorthitError("a model laid out for inference cannot be saved; load it again")
     folder = Path(folder)
     if config is None:
         config = _fitting_config(model)

@@ -42,6 +42,7 @@ class GroupedQueryAttention(Mixer):
         self.k_proj = nn.Linear(d, kv, bias=a.has_qkv_bias)
         self.v_proj = nn.Linear(d, kv, bias=a.has_qkv_bias)
         self.o_proj = nn.Linear(q, d, bias=a.has_out_bias)
+        self.qkv_proj: nn.Module | None = None  # of inference alone: see `fuse`
         self.qk_norm = None if a.qk_norm == "none" else QKNorm(a, model)
         self.sinks = nn.Parameter(torch.zeros(a.n_heads)) if a.has_sinks else None
 
@@ -54,13 +55,12 @@ class GroupedQueryAttention(Mixer):
         a = self.spec
         if a.in_scale != 1.0:
             x = x * a.in_scale
-        q, gate = self.q_proj(x), None
+        (q, k, v), gate = self._projected(x), None
         if a.has_output_gate:
             # Query and gate stand side by side within each head.
             both = q.unflatten(-1, (a.n_heads, 2 * a.head_dim))
             q, gate = both.chunk(2, dim=-1)
             q, gate = q.flatten(-2), gate.flatten(-2)
-        k, v = self.k_proj(x), self.v_proj(x)
         if a.key_scale != 1.0:
             k = k * a.key_scale
         if self.qk_norm is not None and a.qk_norm == "full":
@@ -94,6 +94,30 @@ class GroupedQueryAttention(Mixer):
             out = out * torch.sigmoid(gate)
         y: Tensor = self.o_proj(out)
         return y if a.out_scale == 1.0 else y * a.out_scale
+
+    def fuse(self) -> None:
+        """Put the three projections into one product; they are gone afterwards."""
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        self._widths = [part.out_features for part in parts]
+        with torch.no_grad():
+            fused = nn.Linear(
+                self.q_proj.in_features,
+                sum(self._widths),
+                bias=self.spec.has_qkv_bias,
+                device=self.q_proj.weight.device,
+                dtype=self.q_proj.weight.dtype,
+            ).requires_grad_(requires_grad=False)
+            fused.weight.copy_(torch.cat([part.weight for part in parts]))
+            if self.spec.has_qkv_bias:
+                fused.bias.copy_(torch.cat([part.bias for part in parts]))
+        self.qkv_proj = fused
+        del self.q_proj, self.k_proj, self.v_proj
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.qkv_proj is not None:
+            q, k, v = self.qkv_proj(x).split(self._widths, dim=-1)
+            return q, k, v
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def _placed(self, q: Tensor, k: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Queries and keys normalised per head and turned by their positions."""
