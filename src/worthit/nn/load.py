@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worthit.errors import SpecError, WorthitError, unknown_name
 from worthit.nn.decoder import Decoder, build
+from worthit.nn.weights import quantized
 from worthit.nn.weights.names import BUFFERS, Names, Rule, bind, names_of, shapes
 from worthit.spec.checkpoint import INDEX, SINGLE, read_checkpoint, read_tensors
 from worthit.spec.codec import to_json
@@ -52,8 +53,8 @@ def load_model(
     Args:
         source: a folder of a `config.json` and safetensors files, a `.gguf` or a folder of one, or
             a hub id in the local cache.
-        dtype: of the parameters, `"fp32"`, `"bf16"` or `"fp16"`; None keeps what is stored, and
-            is fp32 where that is quantized.
+        dtype: of the parameters, `"fp32"`, `"bf16"` or `"fp16"`; None keeps what is stored. Where
+            that is quantized, None is fp32 for a `.gguf` and the model's own 16 bits otherwise.
         device: where to put them.
 
     Raises:
@@ -131,7 +132,9 @@ def _load_folder(
         raise SpecError(f"{folder}: holds a config and no weights (*.safetensors)")
     spec = checkpoint.model
     _refuse_quantized(spec, folder)
-    wanted = _dtype(spec.precision.weights if dtype is None else dtype)
+    stored = spec.precision.weights
+    # What is quantized is unpacked to what the model computes in.
+    wanted = _dtype(dtype or (stored if stored in DTYPES else spec.precision.activations))
     with torch.device("meta"):
         model = build(spec)
     config = read_json(folder / "config.json")
@@ -210,11 +213,11 @@ def checkpoint_path(source: str | Path) -> Path:
 
 
 def _refuse_quantized(spec: ModelSpec, folder: Path) -> None:
-    formats = {spec.precision.weights, spec.precision.of_experts} - set(DTYPES)
+    formats = {spec.precision.weights, spec.precision.of_experts} - {*DTYPES, *quantized.READ}
     if formats:
         raise SpecError(
-            f"{folder}: weights are stored as {', '.join(sorted(formats))}, and only fp32, fp16 "
-            "and bf16 are read from safetensors; convert them first"
+            f"{folder}: weights are stored as {', '.join(sorted(formats))}, and of safetensors "
+            f"only fp32, fp16, bf16, {' and '.join(quantized.READ)} are read; convert them first"
         )
 
 
@@ -244,7 +247,8 @@ class _Files:
         if is_composite:
             self.file_names = dict(_language_model(self.file_names))
         by_file_name = {t.name: t for t in headers}
-        self.stored = {name: by_file_name[stored] for name, stored in self.file_names.items()}
+        self._in_files = {name: by_file_name[at] for name, at in self.file_names.items()}
+        self.stored = quantized.as_plain(self._in_files)
 
     def add_base(self, base: str, embedding: str) -> None:
         """Put `base` in front of the names where a model without its head was written."""
@@ -255,10 +259,14 @@ class _Files:
             return name if name.startswith(("lm_head.", "embed_out.", base)) else base + name
 
         self.file_names = {full(name): stored for name, stored in self.file_names.items()}
-        self.stored = {full(name): tensor for name, tensor in self.stored.items()}
+        self._in_files = {full(name): tensor for name, tensor in self._in_files.items()}
+        self.stored = quantized.as_plain(self._in_files)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, from the file."""
+        """One tensor, from the file; unpacked where it is quantized."""
+        return quantized.read_plain(name, self._in_files, self._read)
+
+    def _read(self, name: str) -> Tensor:
         stored = self.file_names[name]
         tensor: Tensor = self._handles[stored].get_tensor(stored)
         return tensor
