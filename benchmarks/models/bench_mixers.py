@@ -206,7 +206,8 @@ def line(name: str, mode: str, record: dict[str, Any]) -> str:
         return "too slow" if found is None else f"{found['median_s'] * 1e3:.1f} ms"
 
     ratio = f"x{record['ratio']:.1f}" if "ratio" in record else "-"
-    return f"{name:12} {mode:17} {record['length']:6} {shown('ours'):>12} {shown('theirs'):>14} {ratio}"
+    times = f"{shown('ours'):>12} {shown('theirs'):>14}"
+    return f"{name:12} {mode:17} {record['length']:6} {times} {ratio}"
 
 
 def circumstances(args: argparse.Namespace) -> dict[str, Any]:
