@@ -160,6 +160,11 @@ class Decoder(nn.Module):
         if spec.position.kind == "relative-bias":
             n_heads = [m.n_heads for m in spec.mixers if isinstance(m, Attention)]
             self.relative_bias = RelativeBias(max(n_heads, default=0))
+        ranks = [m.low_rank for m in spec.mixers if isinstance(m, Attention) and m.low_rank]
+        self.low_rank: nn.Parameter | None = None
+        if ranks:
+            start = torch.randn(spec.context_len, max(ranks)) * max(ranks) ** -0.5
+            self.low_rank = nn.Parameter(start)
         self.embedding_norm = norm_for(spec.norm, spec.d_model) if spec.has_embedding_norm else None
         self.layers = nn.ModuleList(block_for(layer, spec) for layer in spec.layers)
         self.final_norm = norm_for(spec.norm, spec.d_model) if spec.has_final_norm else None
@@ -207,7 +212,7 @@ class Decoder(nn.Module):
         if cache is not None:
             attention_mask = cache.mask_of(input_ids.shape[1], attention_mask, input_ids)
         tokens = tokens_of(input_ids, past=past, attention_mask=attention_mask)
-        tokens.relative_bias = self.relative_bias
+        tokens.relative_bias, tokens.low_rank = self.relative_bias, self.low_rank
         x = self.embed(input_ids, tokens)
         x = self.run(x, tokens, cache)
         if cache is not None:

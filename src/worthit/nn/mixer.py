@@ -30,7 +30,7 @@ class Mixer(nn.Module):
 
 # Where the module of each structure stands: `(spec, model) -> module`.
 MODULES: dict[type, str] = {
-    spec.Attention: "worthit.nn.attention.gqa:GroupedQueryAttention",
+    spec.Attention: "worthit.nn.attention.gqa:build_attention",
     spec.LatentAttention: "worthit.nn.attention.mla:MultiHeadLatentAttention",
     spec.LinearAttention: "worthit.nn.attention.linear_attention:build_linear_attention",
     spec.Mamba: "worthit.nn.ssm.mamba:MambaMixer",

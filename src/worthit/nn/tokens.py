@@ -30,6 +30,7 @@ class Tokens:
         positions: `(batch, n)`, each token's place in its own sequence; padding has 0.
         is_real: `(batch, past + n)` booleans, False on padding; None when nothing is padded.
         relative_bias: the model's table of biases by distance, which its layers share.
+        low_rank: `(context_len, rank)`, what projects keys along the sequence, shared likewise.
         slot_positions: `(batch, past + n)`, the place of every slot where tokens were left out
             between them; None where they follow each other.
     """
@@ -39,6 +40,7 @@ class Tokens:
     positions: Tensor
     is_real: Tensor | None = None
     relative_bias: RelativeBias | None = None
+    low_rank: Tensor | None = None
     slot_positions: Tensor | None = None
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 

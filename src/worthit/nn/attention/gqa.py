@@ -28,6 +28,19 @@ from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
 
 
+def build_attention(attention: spec.Attention, model: spec.ModelSpec) -> GroupedQueryAttention:
+    """The mixer of `attention`, by how many keys a query reads."""
+    if attention.low_rank is not None:
+        from worthit.nn.attention.low_rank_attention import LowRankAttention
+
+        return LowRankAttention(attention, model)
+    if attention.sparse_keys is not None:
+        from worthit.nn.attention.sparse_attention import SparseAttention
+
+        return SparseAttention(attention, model)
+    return GroupedQueryAttention(attention, model)
+
+
 class GroupedQueryAttention(Mixer):
     """Softmax attention whose query heads share `n_kv_heads` key/value heads."""
 
@@ -70,12 +83,28 @@ class GroupedQueryAttention(Mixer):
             q, k, v = (t.clamp(-a.qkv_clip, a.qkv_clip) for t in (q, k, v))
         q, k, v = (t.unflatten(-1, (-1, a.head_dim)).transpose(1, 2) for t in (q, k, v))
         q, k = self._placed(q, k, tokens)
+        out = self.recall(q, k, v, tokens, cache)
+        out = out.transpose(1, 2).flatten(-2)  # (batch, n, n_heads * head_dim)
+        if gate is not None:
+            out = out * torch.sigmoid(gate)
+        y: Tensor = self.o_proj(out)
+        return y if a.out_scale == 1.0 else y * a.out_scale
+
+    def recall(
+        self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, cache: KVCache | None = None
+    ) -> Tensor:
+        """What the queries read, `(batch, n_heads, n, head_dim)`.
+
+        Args:
+            q: `(batch, n_heads, n, head_dim)`.
+            k, v: of the new tokens, `(batch, n_kv_heads, n, head_dim)`.
+        """
+        a = self.spec
         if cache is not None:
             k, v = cache.append(k, v)
-
-        mask = causal_mask(tokens, k.shape[2], x.device, window=a.window, chunk=a.chunk)
+        mask = causal_mask(tokens, k.shape[2], q.device, window=a.window, chunk=a.chunk)
         is_local = a.window is not None and a.window < tokens.n
-        out = attend(
+        return attend(
             q,
             k,
             v,
@@ -89,11 +118,6 @@ class GroupedQueryAttention(Mixer):
             softcap=a.logit_softcap,
             sinks=self.sinks,
         )
-        out = out.transpose(1, 2).flatten(-2)  # (batch, n, n_heads * head_dim)
-        if gate is not None:
-            out = out * torch.sigmoid(gate)
-        y: Tensor = self.o_proj(out)
-        return y if a.out_scale == 1.0 else y * a.out_scale
 
     def fuse(self) -> None:
         """Put the three projections into one product; they are gone afterwards."""

@@ -90,6 +90,7 @@ TECHNIQUE = Technique(
     relieves=("attention-compute", "attention-traffic"),
     bottleneck="The score matrix of a long text has as many rows as columns, and its rank is low.",
     apply=apply,
+    module="worthit.nn.attention.low_rank_attention:LowRankAttention",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

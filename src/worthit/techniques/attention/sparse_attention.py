@@ -70,6 +70,7 @@ TECHNIQUE = Technique(
     relieves=("attention-compute", "decode-cache"),
     bottleneck="Nearly all attention weight falls on a few keys, yet all of them are compared.",
     apply=apply,
+    module="worthit.nn.attention.sparse_attention:SparseAttention",
     is_present=is_present,
     remove=remove,
     adoption="finetune",
