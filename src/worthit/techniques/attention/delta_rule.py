@@ -73,6 +73,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention is quadratic, and a linear state that adds cannot correct what it wrote "
     "under a key before.",
     apply=apply,
+    module="worthit.nn.attention.delta_rule:DeltaRule",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -119,6 +119,7 @@ TECHNIQUE = Technique(
     bottleneck="The cache of long contexts fills the memory, and models without any attention "
     "cannot recall them.",
     apply=apply,
+    module="worthit.nn.decoder:Decoder",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

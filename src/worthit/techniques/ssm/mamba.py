@@ -62,6 +62,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention keeps and compares the whole past; state spaces that do not look at the "
     "content cannot choose what to keep of it.",
     apply=apply,
+    module="worthit.nn.ssm.mamba:MambaMixer",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

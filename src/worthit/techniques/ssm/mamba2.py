@@ -71,6 +71,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention grows with the context, and Mamba's scan leaves the matrix units idle "
     "and the state small.",
     apply=apply,
+    module="worthit.nn.ssm.mamba2:Mamba2Mixer",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

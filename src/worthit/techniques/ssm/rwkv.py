@@ -78,6 +78,7 @@ TECHNIQUE = Technique(
     bottleneck="A transformer's memory grows with every token it has read; a recurrent network's "
     "does not, but it trains token by token.",
     apply=apply,
+    module="worthit.nn.ssm.rwkv:TimeMixing",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -75,6 +75,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention is quadratic, and plain recurrent networks forget long before 10,000 "
     "steps.",
     apply=apply,
+    module="worthit.nn.ssm.s4:S4Mixer",
     is_present=is_present,
     remove=remove,
     adoption="retrain",
