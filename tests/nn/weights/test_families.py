@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from nn.tolerances import assert_near  # noqa: E402  # torch may be absent
+from safetensors.torch import load_file  # noqa: E402
 
 from worthit.nn.decoder import Decoder  # noqa: E402
 from worthit.nn.load import load_model, save_model  # noqa: E402
@@ -287,11 +288,11 @@ KINDS = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Pair:
-    """One set of weights on both sides, and the folder that they met in."""
+    """One set of weights on both sides, and the tensors of the file that they met in."""
 
     reference: Any
     ours: Decoder
-    folder: Path
+    tensors: dict[str, Any]
 
 
 def written(model: Any, folder: Path) -> None:
@@ -334,9 +335,9 @@ def pair(kind: str, name: str) -> Pair:
     fill(reference)
     # No end: both sides continue for as long as asked.
     reference.generation_config.eos_token_id = None
-    folder = Path(tempfile.mkdtemp())
-    written(reference, folder)
-    return Pair(reference, load_model(folder), folder)
+    with tempfile.TemporaryDirectory() as folder:
+        written(reference, Path(folder))
+        return Pair(reference, load_model(folder), load_file(f"{folder}/model.safetensors"))
 
 
 @pytest.fixture(autouse=True)
@@ -477,12 +478,9 @@ def test_half_precision(kind: str, name: str, dtype: Any, tmp_path: Path) -> Non
 
 @KINDS
 def test_what_is_written_is_what_transformers_writes(kind: str, name: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     both = pair(kind, name)
     save_model(both.ours, tmp_path)
-    want = load_file(both.folder / "model.safetensors")
-    got = load_file(tmp_path / "model.safetensors")
+    got, want = load_file(tmp_path / "model.safetensors"), both.tensors
     assert got.keys() == want.keys()
     for tensor_name, tensor in want.items():
         assert torch.equal(got[tensor_name], tensor), tensor_name
