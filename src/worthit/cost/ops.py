@@ -90,18 +90,26 @@ def _(mixer: Attention, d: Number, p: Pass) -> Iterator[Op]:
         d_v=mixer.head_dim,
         visible=visible,
         cached=2 * p.sharded(kv_heads) * mixer.head_dim,
+        unmasked=None if mixer.low_rank is None else visible,
     )
     yield matmul("attention output", p, q, d)
 
 
 def attend(
-    p: Pass, *, heads: Number, d_qk: Number, d_v: Number, visible: Number, cached: Number
+    p: Pass,
+    *,
+    heads: Number,
+    d_qk: Number,
+    d_v: Number,
+    visible: Number,
+    cached: Number,
+    unmasked: Number | None = None,
 ) -> Op:
     """Scores, softmax and weighted sum for `heads` query heads.
 
     FLOPs are 2 H (d_qk + d_v) per visible key and token. `cached` elements per past token are read
-    once a sequence, and written once per new token. Unfused, every key is multiplied (the mask
-    comes after) and the score matrix travels `SCORE_TRIPS` times.
+    once a sequence, and written once per new token. Unfused, `unmasked` keys are multiplied (the
+    mask comes after; all of them where None) and the score matrix travels `SCORE_TRIPS` times.
     """
     if p.kept_tokens is not None and p.phase == "decode":
         visible = np.minimum(visible, p.kept_tokens)
@@ -112,7 +120,7 @@ def attend(
     scores: Number = 0.0
     if not p.is_fused:
         if p.phase != "decode":
-            keys = p.past + p.new
+            keys = p.past + p.new if unmasked is None else unmasked
         activation = activation_bytes(p)
         scores = SCORE_TRIPS * p.tokens * heads * keys * activation
     return Op(
