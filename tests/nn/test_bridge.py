@@ -5,12 +5,12 @@ those of `torch.utils.flop_counter` on the plain path: attention with every scor
 counts causal attention in full, as `cost` does where attention is not fused), experts segment by
 segment. Left out, because no product counter sees them or because `cost` counts the arithmetic of
 another form: scans (Mamba, RWKV), S4's transforms, the decays of gated linear attention within
-sub-chunks, the triangular solves of the delta rules, and everything element-wise.
+sub-chunks, the triangular solves of the delta rules, chosen keys (a gather on no product's path),
+and everything element-wise. Low-rank attention has no cache to count: it refuses one.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -22,9 +22,8 @@ from worthit.cost.cache import cache_elements
 from worthit.cost.ledger import Pass
 from worthit.cost.ledger import build as ledger_of
 from worthit.cost.params import count_params
-from worthit.nn.attention import core, gqa, mla
+from worthit.nn.attention import core, gqa, low_rank_attention, mla
 from worthit.nn.decoder import build
-from worthit.nn.mixer import MODULES
 from worthit.nn.moe.experts import Experts
 from worthit.spec.load import load_preset, preset_names
 from worthit.spec.model import (
@@ -85,6 +84,7 @@ MIXERS: dict[str, Mixer] = {
     "multi-query": replace(PLAIN, n_kv_heads=1, has_output_gate=True, qk_norm="head"),
     "window": replace(PLAIN, window=5),
     "chunk": replace(PLAIN, chunk=5),
+    "chosen keys": replace(PLAIN, sparse_keys=8),
     "latent": LATENT,
     "latent without query rank": replace(LATENT, q_lora_rank=None),
     **{
@@ -99,15 +99,9 @@ MIXERS: dict[str, Mixer] = {
 }
 
 
-def is_written(mixer: Mixer) -> bool:
-    return importlib.util.find_spec(MODULES[type(mixer)].partition(":")[0]) is not None
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [(3,), (9, 1, 1), (1,) * 4])
-@pytest.mark.parametrize(
-    "mixer", [pytest.param(m, id=k) for k, m in MIXERS.items() if is_written(m)]
-)
+@pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
 def test_cache_bytes_of_a_real_run(
     mixer: Mixer, lengths: tuple[int, ...], dtype: torch.dtype
 ) -> None:
@@ -163,10 +157,12 @@ LAYERS = {
         mixers=(PLAIN,),
         ffn=MoE(n_experts=4, n_experts_per_token=2, expert=FeedForward(d_ff=16), routing="soft"),
     ),
+    "low rank": Layer(mixers=(replace(PLAIN, low_rank=6),), ffn=FFN),
     "linear attention": Layer(mixers=(LINEAR,), ffn=FFN),
     "retention": Layer(mixers=(replace(LINEAR, kind="retention"),), ffn=FFN),
 }
-RECURRENT = ("linear attention", "retention")
+# Counted otherwise one token at a time, or not able to run so.
+WHOLE = ("linear attention", "retention", "low rank", "window")
 
 
 def spec_of(layer: Layer) -> ModelSpec:
@@ -186,6 +182,7 @@ def plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gqa, "attend", attend)
     monkeypatch.setattr(mla, "attend", attend)
+    monkeypatch.setattr(low_rank_attention, "attend", attend)
     monkeypatch.setattr(mla.MultiHeadLatentAttention, "is_absorbed", lambda self, n, m: n == 1)
     monkeypatch.setattr(Experts, "_is_aligned", lambda self, x: False)
 
@@ -196,9 +193,7 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize(
-    "mixer", [pytest.param(m, id=k) for k, m in MIXERS.items() if is_written(m)]
-)
+@pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
 def test_a_pass_reads_every_projection_once(mixer: Mixer) -> None:
     spec = spec_of(Layer(mixers=(mixer,), ffn=FFN))
     model = build(spec)
@@ -218,10 +213,10 @@ def test_flops_of_a_prefill(name: str) -> None:
 
 
 @pytest.mark.usefixtures("plain_path")
-@pytest.mark.parametrize("name", [name for name in LAYERS if name not in (*RECURRENT, "window")])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in WHOLE])
 def test_flops_of_one_more_token(name: str) -> None:
-    """Without the window: its cache holds one key that the new query no longer sees, and the plain
-    path multiplies it before the mask."""
+    """Linear states step by element-wise products, and a window's cache holds one key that the new
+    query no longer sees: the plain path multiplies it before the mask."""
     spec, past = spec_of(LAYERS[name]), 24
     model = build(spec).eval()
     cache = model.new_cache()
