@@ -102,6 +102,9 @@ def test_head_norm_has_one_weight_for_all_heads() -> None:
     q, k = qk_of()
     same(norm.query, LlamaRMSNorm(6, eps=1e-5), q)
     same(norm.key, LlamaRMSNorm(6, eps=1e-5), k)
+    with torch.no_grad():
+        # Drawn alike above: queries and keys have weights of their own.
+        norm.key.weight.normal_()
     got = norm(q, k)
     assert_near(got[0], norm.query(q))
     assert_near(got[1], norm.key(k))
