@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from worthit.judge.bottleneck import TITLES
+from worthit.cost.bottleneck import TITLES
 from worthit.judge.words import count, three
 from worthit.report import records
 from worthit.spec.hf import known_model_types

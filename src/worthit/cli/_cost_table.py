@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from worthit.cli._terminal import Terminal, labelled
-from worthit.judge.bottleneck import SHOWN, statement
+from worthit.cost.bottleneck import SHOWN, statement
 from worthit.judge.words import count, duration, size
 from worthit.report.words import (
     case_line,

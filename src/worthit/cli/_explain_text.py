@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from worthit.cli._terminal import Terminal, labelled
+from worthit.cost.bottleneck import percent
 from worthit.cost.record import fit_json
-from worthit.judge.bottleneck import percent
 from worthit.judge.judge import Judgement, Verdict
 from worthit.judge.verdict import THRESHOLD
 from worthit.judge.words import METRIC_NAMES, quantity, three

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from worthit.cli._terminal import Terminal, labelled
+from worthit.cost.bottleneck import percent, statement
 from worthit.cost.record import fit_json, memory_json
-from worthit.judge.bottleneck import percent, statement
 from worthit.judge.judge import Judgement, Verdict
 from worthit.judge.verdict import THRESHOLD
 from worthit.report.words import (

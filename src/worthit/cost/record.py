@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from worthit.cost.bottleneck import bottlenecks
 from worthit.cost.clock import Array
 from worthit.cost.evaluate import Cost, evaluate
 from worthit.cost.ledger import Op, Pass, build
@@ -34,7 +35,7 @@ def cost(case: Case) -> dict[str, Any]:
         "fit": fit_json(found),
         "time": _time_json(found),
         "money": _money_json(found),
-        "bottlenecks": _bottlenecks_json(found),
+        "bottlenecks": [b.to_json() for b in bottlenecks(found)],
         "warnings": list(case.warnings),
         "basis": {
             "device_efficiency": case.hardware.device.efficiency.source,
@@ -175,15 +176,6 @@ def _money_json(found: Cost) -> dict[str, Any] | None:
     if isinstance(found, ServeCost):
         return {"usd_per_million_tokens": per_second * 1e6 * float(found.s_per_token[0, 0])}
     return {"usd_total": per_second * float(found.train_total_s[0, 0])}
-
-
-def _bottlenecks_json(found: Cost) -> list[dict[str, Any]]:
-    # The sentences live one layer up; a record of cost alone names ids and shares.
-    shares = {name: _first(value) for name, value in found.shares.items()}
-    ordered = sorted(shares.items(), key=lambda item: -item[1])
-    return [
-        {"id": name, "share": share} for name, share in ordered if np.isfinite(share) and share > 0
-    ]
 
 
 def ledger_json(found: Cost) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from worthit._record import record
+from worthit.cost.bottleneck import TITLES, BoundBy, bottlenecks
 from worthit.cost.clock import Array, Ints
 from worthit.cost.evaluate import Cost, evaluate
 from worthit.cost.layout import choose
 from worthit.cost.points import Points, neighbourhood
 from worthit.errors import CaseError, NotApplicable
-from worthit.judge.bottleneck import TITLES, BoundBy, bottlenecks
 from worthit.judge.reason import reason
 from worthit.judge.verdict import (
     BECOMES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worthit.judge.bottleneck import TITLES, BoundBy, percent, statement
+from worthit.cost.bottleneck import TITLES, BoundBy, percent, statement
 from worthit.judge.verdict import FLOOR, KEPT, THRESHOLD
 from worthit.judge.words import METRIC_NAMES, quantity, speedup
 from worthit.spec.case import Case

@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from worthit.cost.bottleneck import percent
 from worthit.cost.record import fit_json, ledger_json, memory_json
-from worthit.judge.bottleneck import percent
 from worthit.judge.judge import CurvePoint, Judgement, Verdict
 from worthit.judge.verdict import THRESHOLD
 from worthit.judge.words import METRIC_NAMES, count, duration, quantity, size, three

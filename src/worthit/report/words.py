@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from worthit.cost.bottleneck import percent
 from worthit.cost.record import interval as bounds
-from worthit.judge.bottleneck import percent
 from worthit.judge.judge import GOAL_METRIC, Judgement, Verdict
 from worthit.judge.verdict import Flip
 from worthit.judge.words import count, duration, size, three
