@@ -122,13 +122,33 @@ class GatedGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """`(batch, n, d_inner)`, both."""
-        gates = silu(gate.float())
-        wide = x.float() if self.is_norm_before_gate else x.float() * gates
-        grouped = wide.unflatten(-1, (self.n_groups, -1))
-        y = functional.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2)
         if self.is_norm_before_gate:
-            return (y * self.weight.float() * gates).to(x.dtype)
-        return y.to(x.dtype) * self.weight
+            grouped = x.float().unflatten(-1, (self.n_groups, -1))
+            y = functional.rms_norm(grouped, grouped.shape[-1:], eps=self.eps).flatten(-2)
+            return (y * self.weight.float() * silu(gate.float())).to(x.dtype)
+        unit: Tensor = _UnitPower.apply(x.float() * silu(gate.float()), self.n_groups, self.eps)
+        return unit.to(x.dtype) * self.weight
+
+
+class _UnitPower(torch.autograd.Function):
+    """u = x / RMS(x) over each group of channels; gx = (g - u mean(g u)) / RMS(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n_groups: int, eps: float) -> Tensor:
+        grouped = x.unflatten(-1, (n_groups, -1))
+        power = torch.linalg.vector_norm(grouped, dim=-1, keepdim=True).square()
+        scale = torch.rsqrt(power / grouped.shape[-1] + eps)
+        unit = grouped * scale
+        ctx.save_for_backward(unit, scale)
+        return unit.flatten(-2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        unit, scale = ctx.saved_tensors
+        grouped = g.view_as(unit)
+        along = (grouped * unit).mean(dim=-1, keepdim=True)
+        return torch.addcmul(grouped, unit, -along).mul_(scale).flatten(-2), None, None
 
 
 def ssd_in_order(
@@ -191,6 +211,35 @@ class _Decays(torch.autograd.Function):
         return (weights.sum(dim=-1) - weights.sum(dim=-2)).to(ctx.sums_dtype), None
 
 
+class _Carry(torch.autograd.Function):
+    """States before each chunk, and the last: S_{i+1} = kept_i S_i + left_i.
+
+    `kept` `(batch, chunks, n_groups, 1, width)`, `left` `(batch, chunks, n_groups, d_state, width)`.
+    With G_i the gradient of S_i and of all that follows: G_i = g_i + kept_i G_{i+1}.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, left: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        starts = torch.empty_like(left)
+        state = start
+        for i in range(left.shape[1]):
+            starts[:, i] = state
+            state = torch.addcmul(left[:, i], kept[:, i], state)
+        ctx.save_for_backward(kept, starts)
+        return starts, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, starts = ctx.saved_tensors
+        g_left, g_kept = torch.empty_like(starts), torch.empty_like(kept)
+        for i in range(starts.shape[1] - 1, -1, -1):
+            g_left[:, i] = total
+            g_kept[:, i] = (total * starts[:, i]).sum(dim=2, keepdim=True)
+            total = torch.addcmul(g[:, i], kept[:, i], total)
+        return g_kept, g_left, total
+
+
 def _by_head(state: Tensor, heads: int) -> Tensor:
     """`(batch, n_groups, d_state, heads of a group * head_dim)` as `(batch, heads, ...)`."""
     per_group = heads // state.shape[1]
@@ -242,13 +291,10 @@ def ssd(
     left = left.unflatten(3, (groups, -1)).transpose(2, 3).flatten(4)  # (.., groups, T, heads*dim)
     left = b_.permute(0, 1, 3, 4, 2) @ left
     kept = sums[:, :, -1].to(wide).exp().unflatten(2, (groups, -1)).repeat_interleave(dim, dim=3)
-    state, starts = start.to(wide), []
-    for kept_, left_ in zip(kept.unbind(1), left.unbind(1), strict=True):
-        starts.append(state)
-        state = kept_[:, :, None] * state + left_
+    starts, state = _Carry.apply(kept[:, :, :, None], left, start.to(wide))
 
     # What each token reads of its chunk's start.
-    read = c_.transpose(2, 3) @ torch.stack(starts, dim=1)  # (.., groups, T, heads * dim)
+    read = c_.transpose(2, 3) @ starts  # (.., groups, T, heads * dim)
     read = read.unflatten(4, (-1, dim)).transpose(2, 3).flatten(3, 4)
     y = y + sums.to(wide).exp()[..., None] * read
     return y.flatten(1, 2)[:, :n].to(x.dtype), state
