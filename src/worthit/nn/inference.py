@@ -5,7 +5,7 @@ bandwidth at best, and what decides is how near a kernel comes to that. `optimiz
 in place, for inference alone:
 
 - queries, keys and values are one product, and not three;
-- fp32 matrices that are taller than wide are stored column by column, where the library's product
+- fp32 matrices that are no wider than tall are stored column by column, where the library's product
   with one vector streams through memory, and is no slower for many;
 - bf16 matrices are packed for oneDNN, whose product then starts without reordering them.
 
@@ -61,7 +61,7 @@ def _lay_out(parent: nn.Module, name: str, linear: nn.Linear, *, can_pack: bool)
     weight = linear.weight
     if weight.dtype == torch.bfloat16 and can_pack:
         setattr(parent, name, PackedLinear(weight, linear.bias))
-    elif weight.dtype == torch.float32 and weight.shape[0] > weight.shape[1]:
+    elif weight.dtype == torch.float32 and weight.shape[0] >= weight.shape[1]:
         weight.data = _by_columns(weight.data)
 
 
