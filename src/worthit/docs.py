@@ -6,6 +6,7 @@ Nothing here is written by hand twice: to change a page, change what it is made 
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HELP_WIDTH = 88
 NOTE = "<!-- Made by `python -m worthit.docs`; change what it is made from. -->"
 _ARXIV = re.compile(r"(?:arXiv:)?(\d{4}\.\d{4,5})(?:v\d+)?")
+_TEST = re.compile(r"tests/[\w/]+\.py")
 
 
 def documents() -> dict[str, str]:
@@ -138,9 +140,10 @@ def technique_page(t: Technique) -> str:
     lines += ["## Sources", "", *(f"- {_reference(source)}" for source in t.sources), ""]
     if "es" in t.orientation:
         lines += ["## En español", "", t.orientation["es"], ""]
-    paths = [path for path in (t.module, t.experiment) if path]
-    if paths:
-        lines += ["## Code", "", *(f"- `{path}`" for path in paths), ""]
+    if t.module:
+        lines += _in_code(t.module, t.parity)
+    if t.experiment:
+        lines += ["## Experiment", "", f"`{t.experiment}`", ""]
     lines += [
         "## Ask about your case",
         "",
@@ -211,7 +214,28 @@ def models_page() -> str:
     return _document([*lines, known, "", *_table(heads, rows), ""])
 
 
+def source_of(module: str) -> str:
+    """The file below the repository's root that holds `package.module:Name`; never imports it."""
+    return f"src/{module.partition(':')[0].replace('.', '/')}.py"
+
+
 # --- pieces --------------------------------------------------------------------------------------
+
+
+def _in_code(module: str, parity: Sequence[str]) -> Iterator[str]:
+    """Where the implementation stands, its own explanation, and what it was checked against."""
+    file = source_of(module)
+    explained = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+    yield from ("## In code", "", f"`{module.partition(':')[2]}` in [{file}](../../{file}):", "")
+    yield from (*(explained or "").splitlines(), "")
+    if parity:
+        yield from ("Parity was checked against:", "")
+        yield from (f"- {_TEST.sub(_linked, entry)}" for entry in parity)
+        yield ""
+
+
+def _linked(match: re.Match[str]) -> str:
+    return f"[{match[0]}](../../{match[0]})"
 
 
 def _document(lines: Sequence[str]) -> str:

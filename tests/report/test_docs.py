@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,19 @@ def test_pages_name_what_there_is() -> None:
 def test_unknown_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert docs.main(arguments) == 2
     assert "--check" in capsys.readouterr().err
+
+
+def test_a_page_shows_the_code_of_its_technique() -> None:
+    page = docs.documents()["docs/techniques/mla.md"]
+    section = page.split("## In code\n")[1].split("\n## ")[0]
+    assert "[src/worthit/nn/attention/mla.py](../../src/worthit/nn/attention/mla.py)" in section
+    assert "    c_t^KV = W^DKV h_t   " in section
+    assert "| c_t^KV, d_c | `latents`, `kv_lora_rank`: normalised, then cached |" in section
+    assert "transformers 5.23 `DeepseekV3Attention`" in section
+    assert "(../../tests/nn/attention/test_mla.py)" in section
+    for t in catalogue().values():
+        has = "## In code\n" in docs.technique_page(t)
+        assert has == (t.module is not None)
+        # Every link of the section leads to a file.
+        for target in re.findall(r"\]\(\.\./\.\./([^)]+)\)", docs.technique_page(t)):
+            assert (docs.ROOT / target).is_file()

@@ -64,6 +64,7 @@ def technique_json(t: Technique) -> Record:
         "quality": [{"claim": e.claim, "source": str(e.source)} for e in t.evidence],
         "sources": [str(source) for source in t.sources],
         "module": t.module,
+        "parity": list(t.parity),
         "experiment": t.experiment,
     }
 

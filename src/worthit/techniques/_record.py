@@ -92,6 +92,7 @@ class Technique:
         metric: what it is judged on where that is not the case's own goal; it counts where the
             workload has it (training has no first token).
         module, experiment: dotted paths of its implementation and experiment, once they exist.
+        parity: what the implementation was checked against and on what, each with its test files.
     """
 
     id: str
@@ -111,5 +112,6 @@ class Technique:
     diagram: tuple[str, ...] = ()
     metric: Metric | None = None
     module: str | None = None
+    parity: tuple[str, ...] = ()
     experiment: str | None = None
     family: str = ""

@@ -74,6 +74,12 @@ TECHNIQUE = Technique(
     "under a key before.",
     apply=apply,
     module="worthit.nn.attention.delta_rule:DeltaRule",
+    parity=(
+        "transformers 5.23 `Qwen3NextGatedDeltaNet`, the gated rule: outputs and gradients "
+        "(tests/nn/attention/test_delta_rule.py)",
+        "the recurrence in order, plain and gated: outputs, states, gradients "
+        "(tests/nn/attention/test_delta_rule.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

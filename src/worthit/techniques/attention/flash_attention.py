@@ -58,6 +58,12 @@ TECHNIQUE = Technique(
     bottleneck="Attention waits for memory: the score matrix is written and read several times.",
     apply=apply,
     module="worthit.nn.attention.flash_attention:flash_attention",
+    parity=(
+        "every score at once: outputs, log-sum-exp, gradients "
+        "(tests/nn/attention/test_flash_attention.py)",
+        "torch's fused kernel: outputs and log-sum-exp "
+        "(tests/nn/attention/test_flash_attention.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

@@ -67,6 +67,12 @@ TECHNIQUE = Technique(
     "decays by a constant, cannot choose what to forget.",
     apply=apply,
     module="worthit.nn.attention.gated_linear_attention:GatedLinearAttention",
+    parity=(
+        "a loop over tokens from equation 3 with norm and gate: outputs "
+        "(tests/nn/attention/test_linear_attention.py)",
+        "the recurrence in order, for chunks: outputs, states, gradients "
+        "(tests/nn/attention/test_linear_attention.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -79,6 +79,13 @@ TECHNIQUE = Technique(
     bottleneck="Decoding one token reads the keys and values of every head of every past token.",
     apply=apply,
     module="worthit.nn.attention.gqa:GroupedQueryAttention",
+    parity=(
+        "transformers 5.23 `LlamaAttention`, fewer key/value heads than query heads: outputs and "
+        "gradients (tests/nn/attention/test_heads.py)",
+        "a loop over queries and keys: the attention underneath (tests/nn/attention/test_core.py)",
+        "transformers 5.23, whole models of many families: logits, gradients, greedy text from a "
+        "padded batch (tests/nn/weights/test_families.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="finetune",

@@ -61,6 +61,12 @@ TECHNIQUE = Technique(
     bottleneck="Comparing every token with every other costs time that grows with their square.",
     apply=apply,
     module="worthit.nn.attention.linear_attention:AdditiveAttention",
+    parity=(
+        "a loop over pairs of tokens from equation 8: outputs "
+        "(tests/nn/attention/test_linear_attention.py)",
+        "the recurrence in order, for chunks and all scores at once: outputs, states, gradients "
+        "(tests/nn/attention/test_linear_attention.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -91,6 +91,12 @@ TECHNIQUE = Technique(
     bottleneck="The score matrix of a long text has as many rows as columns, and its rank is low.",
     apply=apply,
     module="worthit.nn.attention.low_rank_attention:LowRankAttention",
+    parity=(
+        "equation 7 of Linformer written out; at full rank torch's "
+        "`scaled_dot_product_attention` (tests/nn/attention/test_low_rank_attention.py)",
+        "torch's `scaled_dot_product_attention` for Performer: the error falls as the root of "
+        "the features (tests/nn/attention/test_low_rank_attention.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -40,6 +40,11 @@ TECHNIQUE = Technique(
     bottleneck="One attention pattern a layer averages different relations into one.",
     apply=apply,
     module="worthit.nn.attention.mha:MultiHeadAttention",
+    parity=(
+        "transformers 5.23 `LlamaAttention`: outputs and gradients "
+        "(tests/nn/attention/test_heads.py)",
+        "attention head by head, as the paper writes it (tests/nn/attention/test_heads.py)",
+    ),
     is_present=is_present,
     adoption="finetune",
     cost_of_adoption=(

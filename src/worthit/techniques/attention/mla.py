@@ -102,6 +102,12 @@ TECHNIQUE = Technique(
     bottleneck="The key/value cache limits how many sequences fit and how long they may grow.",
     apply=apply,
     module="worthit.nn.attention.mla:MultiHeadLatentAttention",
+    parity=(
+        "transformers 5.23 `DeepseekV3Attention`, plain and with YaRN: outputs and weight "
+        "gradients (tests/nn/attention/test_mla.py)",
+        "a loop over queries, heads and keys from equations 37 to 47 "
+        "(tests/nn/attention/test_mla.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

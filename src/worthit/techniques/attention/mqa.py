@@ -54,6 +54,11 @@ TECHNIQUE = Technique(
     bottleneck="Decoding is bound by reloading every head's keys and values for each new token.",
     apply=apply,
     module="worthit.nn.attention.mqa:MultiQueryAttention",
+    parity=(
+        "transformers 5.23 `GPTBigCodeAttention`: outputs (tests/nn/attention/test_heads.py)",
+        "transformers 5.23 `LlamaAttention` with one key/value head: outputs and gradients "
+        "(tests/nn/attention/test_heads.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="finetune",

@@ -96,6 +96,12 @@ TECHNIQUE = Technique(
     bottleneck="Every layer caches and reads the whole context, though most heads look nearby.",
     apply=apply,
     module="worthit.nn.attention.sliding_window:SlidingWindowAttention",
+    parity=(
+        "transformers 5.23 `MistralAttention`: outputs and gradients "
+        "(tests/nn/attention/test_heads.py)",
+        "every score written down under the mask, windows, chunks and sinks: outputs "
+        "(tests/nn/attention/test_heads.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="finetune",

@@ -71,6 +71,12 @@ TECHNIQUE = Technique(
     bottleneck="Nearly all attention weight falls on a few keys, yet all of them are compared.",
     apply=apply,
     module="worthit.nn.attention.sparse_attention:SparseAttention",
+    parity=(
+        "every score written down under the papers' masks, for fixed patterns: outputs and "
+        "gradients (tests/nn/attention/test_sparse_attention.py)",
+        "a loop over queries that scores and chooses blocks, for chosen keys "
+        "(tests/nn/attention/test_sparse_attention.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="finetune",

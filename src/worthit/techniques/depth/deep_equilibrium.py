@@ -62,6 +62,10 @@ TECHNIQUE = Technique(
     ),
     apply=apply,
     module="worthit.nn.depth.deep_equilibrium:EquilibriumBlock",
+    parity=(
+        "a long unroll: outputs and gradients (tests/nn/depth/test_deep_equilibrium.py)",
+        "`torch.linalg.solve`, for Anderson's method (tests/nn/depth/test_deep_equilibrium.py)",
+    ),
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption=(

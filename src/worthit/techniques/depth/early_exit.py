@@ -73,6 +73,10 @@ TECHNIQUE = Technique(
     bottleneck="Tokens that are settled after a few layers still go through all of them.",
     apply=apply,
     module="worthit.nn.depth.early_exit:EarlyExitDecoder",
+    parity=(
+        "a loop over layers and tokens, by each measure of confidence: logits and exits "
+        "(tests/nn/depth/test_early_exit.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="finetune",

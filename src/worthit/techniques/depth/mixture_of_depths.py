@@ -72,6 +72,10 @@ TECHNIQUE = Technique(
     bottleneck="Every token pays for every layer, however easy it is to predict.",
     apply=apply,
     module="worthit.nn.depth.mixture_of_depths:MixtureOfDepths",
+    parity=(
+        "a loop over rows, the chosen tokens alone, from equation 1: outputs and gradients "
+        "(tests/nn/depth/test_mixture_of_depths.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -71,6 +71,10 @@ TECHNIQUE = Technique(
     ),
     apply=apply,
     module="worthit.nn.depth.mixture_of_recursions:MixtureOfRecursions",
+    parity=(
+        "a loop over rows and steps, on the survivors alone: outputs and gradients "
+        "(tests/nn/depth/test_mixture_of_recursions.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

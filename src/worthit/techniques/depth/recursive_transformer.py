@@ -83,6 +83,10 @@ TECHNIQUE = Technique(
     bottleneck="Every layer stores parameters of its own, though neighbours compute alike.",
     apply=apply,
     module="worthit.nn.depth.recursive_transformer:Recursive",
+    parity=(
+        "the plain model with a copy of the layer for each loop: outputs and gradients "
+        "(tests/nn/depth/test_recursive_transformer.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

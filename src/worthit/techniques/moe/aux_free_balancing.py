@@ -68,6 +68,12 @@ TECHNIQUE = Technique(
     bottleneck="Experts must be kept evenly loaded, and the loss that does it disturbs learning.",
     apply=apply,
     module="worthit.nn.moe.aux_free_balancing:BiasBalancer",
+    parity=(
+        "the paper's rule by hand, and that it evens out a skewed load "
+        "(tests/nn/moe/test_balance.py)",
+        "transformers 5.23 `DeepseekV3MoE`: what a bias in the selection alone gives "
+        "(tests/nn/moe/test_topk_moe.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="finetune",

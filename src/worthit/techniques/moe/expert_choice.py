@@ -98,6 +98,10 @@ TECHNIQUE = Technique(
     "back.",
     apply=apply,
     module="worthit.nn.moe.expert_choice:ExpertChoice",
+    parity=(
+        "a loop over experts that sorts the tokens of a row: outputs and gradients "
+        "(tests/nn/moe/test_expert_choice.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -85,6 +85,10 @@ TECHNIQUE = Technique(
     bottleneck="Every routed expert has to learn the same common knowledge again.",
     apply=apply,
     module="worthit.nn.moe.shared_experts:SharedExperts",
+    parity=(
+        "transformers 5.23 blocks of Qwen2-MoE, DeepSeek-V3 and Llama 4: outputs and gradients "
+        "(tests/nn/moe/test_topk_moe.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -75,6 +75,10 @@ TECHNIQUE = Technique(
     bottleneck="One network trained on unlike cases suffers interference between them.",
     apply=apply,
     module="worthit.nn.moe.soft_gating:SoftGating",
+    parity=(
+        "the sum over all experts, as the paper writes it: outputs and gradients "
+        "(tests/nn/moe/test_soft_gating.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

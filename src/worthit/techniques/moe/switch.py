@@ -69,6 +69,13 @@ TECHNIQUE = Technique(
     bottleneck="Routing to several experts doubles compute and communication for each token.",
     apply=apply,
     module="worthit.nn.moe.switch:Switch",
+    parity=(
+        "transformers 5.23 `SwitchTransformersSparseMLP`: outputs and gradients "
+        "(tests/nn/moe/test_switch.py)",
+        "a queue of tokens for each expert, written as a loop (tests/nn/moe/test_switch.py)",
+        "transformers 5.23 `load_balancing_loss_func` and `router_z_loss_func` "
+        "(tests/nn/moe/test_balance.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -55,6 +55,10 @@ TECHNIQUE = Technique(
     bottleneck="A hard threshold throws away whatever lies just below it.",
     apply=apply,
     module="worthit.nn.norm.gelu:gelu",
+    parity=(
+        "transformers 5.23 `ACT2FN`, exact and tanh: outputs and gradients "
+        "(tests/nn/norm/test_activations.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -44,6 +44,9 @@ TECHNIQUE = Technique(
     bottleneck="Activations drift in scale from layer to layer, and deep stacks stop training.",
     apply=apply,
     module="worthit.nn.norm.layernorm:LayerNorm",
+    parity=(
+        "torch `nn.LayerNorm`: outputs and gradients, fp32 and bf16 (tests/nn/norm/test_norms.py)",
+    ),
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption="A training run; from RMSNorm it would be a step back in time.",

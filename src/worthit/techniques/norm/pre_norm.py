@@ -50,6 +50,11 @@ TECHNIQUE = Technique(
     "near the input vanish, so deep stacks need a long warm-up.",
     apply=apply,
     module="worthit.nn.decoder:Block",
+    parity=(
+        "each placement written out, around a loop over queries (tests/nn/test_decoder.py)",
+        "transformers 5.23, whole models of many families: logits and gradients "
+        "(tests/nn/weights/test_families.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

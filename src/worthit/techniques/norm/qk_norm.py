@@ -69,6 +69,12 @@ TECHNIQUE = Technique(
     "diverges.",
     apply=apply,
     module="worthit.nn.norm.qk_norm:QKNorm",
+    parity=(
+        "transformers 5.23 `LlamaRMSNorm` a head, `Olmo2RMSNorm` a projection: outputs and "
+        "gradients (tests/nn/norm/test_norms.py)",
+        "transformers 5.23 `StableLmLayerNormPerHead`, `CohereLayerNorm`, weights of each head: "
+        "outputs (tests/nn/norm/test_norms.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -55,6 +55,10 @@ TECHNIQUE = Technique(
     bottleneck="Saturating activations pass on almost no gradient.",
     apply=apply,
     module="worthit.nn.norm.relu:relu",
+    parity=(
+        "transformers 5.23 `ACT2FN`, relu and its square: outputs and gradients "
+        "(tests/nn/norm/test_activations.py)",
+    ),
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption=(

@@ -56,6 +56,10 @@ TECHNIQUE = Technique(
     bottleneck="Layer normalisation spends time on a centring that training does not need.",
     apply=apply,
     module="worthit.nn.norm.rmsnorm:RMSNorm",
+    parity=(
+        "transformers 5.23 `LlamaRMSNorm`, `GemmaRMSNorm`; torch `nn.RMSNorm`: outputs and "
+        "gradients, fp32 and bf16 (tests/nn/norm/test_norms.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -50,6 +50,12 @@ TECHNIQUE = Technique(
     bottleneck="A feed-forward with a fixed curve cannot let one feature switch another.",
     apply=apply,
     module="worthit.nn.norm.swiglu:silu",
+    parity=(
+        "transformers 5.23 `ACT2FN`, silu: outputs and gradients "
+        "(tests/nn/norm/test_activations.py)",
+        "transformers 5.23 `LlamaMLP`: outputs and gradients (tests/nn/norm/test_activations.py)",
+        "transformers 5.23 `GptOssExperts`: the clamped gate (tests/nn/norm/test_activations.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

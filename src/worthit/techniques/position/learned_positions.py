@@ -51,6 +51,10 @@ TECHNIQUE = Technique(
     bottleneck="Attention treats its input as a set: without positions word order is lost.",
     apply=apply,
     module="worthit.nn.position.learned_positions:LearnedPositions",
+    parity=(
+        "transformers 5.23 `OPTLearnedPositionalEmbedding`, with left padding "
+        "(tests/nn/position/test_added.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

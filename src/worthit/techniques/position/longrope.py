@@ -44,6 +44,10 @@ TECHNIQUE = Technique(
     bottleneck="One formula for all rotations wastes information when the stretch is large.",
     apply=apply,
     module="worthit.nn.position.longrope:stretch",
+    parity=(
+        "transformers 5.23 `ROPE_INIT_FUNCTIONS`, longrope: frequencies and temperature; turned "
+        "heads (tests/nn/position/test_rope.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="finetune",

@@ -85,6 +85,12 @@ TECHNIQUE = Technique(
     bottleneck="Every explicit scheme ties the model to the positions that it was trained on.",
     apply=apply,
     module="worthit.nn.position.nope:is_told_no_order",
+    parity=(
+        "transformers 5.23, SmolLM3 and Llama 4 with every second layer position-free: logits "
+        "and gradients (tests/nn/weights/test_families.py)",
+        "transformers 5.23, Granite 4 without any position: logits and gradients "
+        "(tests/nn/weights/test_ssm_families.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

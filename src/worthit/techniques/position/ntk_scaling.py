@@ -56,6 +56,11 @@ TECHNIQUE = Technique(
     bottleneck="Dividing all positions blurs the fast rotations that tell neighbours apart.",
     apply=apply,
     module="worthit.nn.position.ntk_scaling:stretch",
+    parity=(
+        "transformers 5.23 `ROPE_INIT_FUNCTIONS`, dynamic and llama3: frequencies and "
+        "temperature; turned heads (tests/nn/position/test_rope.py)",
+        "the formula of the new base, for the plain form (tests/nn/position/test_rope.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

@@ -55,6 +55,12 @@ TECHNIQUE = Technique(
     bottleneck="What matters is how far apart two words are, and absolute positions do not say so.",
     apply=apply,
     module="worthit.nn.position.relative_bias:RelativeBias",
+    parity=(
+        "transformers 5.23 `T5Attention`: the bucket of every distance "
+        "(tests/nn/position/test_relative_bias.py)",
+        "a loop over queries and heads: attention with the bias "
+        "(tests/nn/position/test_relative_bias.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

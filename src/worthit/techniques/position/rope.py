@@ -49,6 +49,11 @@ TECHNIQUE = Technique(
     bottleneck="Absolute positions added to tokens make attention learn every distance anew.",
     apply=apply,
     module="worthit.nn.position.rope:rotate",
+    parity=(
+        "transformers 5.23 `LlamaRotaryEmbedding`: frequencies (tests/nn/position/test_rope.py)",
+        "transformers 5.23 `apply_rotary_pos_emb` of Llama (half) and Cohere (interleaved): "
+        "turned heads (tests/nn/position/test_rope.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

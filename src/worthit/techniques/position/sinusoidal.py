@@ -44,6 +44,10 @@ TECHNIQUE = Technique(
     bottleneck="Attention treats its input as a set: without positions word order is lost.",
     apply=apply,
     module="worthit.nn.position.sinusoidal:table",
+    parity=(
+        "transformers 5.23 `MarianSinusoidalPositionalEmbedding` (tests/nn/position/test_added.py)",
+        "the paper's formula, term by term (tests/nn/position/test_added.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -44,6 +44,10 @@ TECHNIQUE = Technique(
     bottleneck="Treating all rotations alike either blurs neighbours or meets unknown angles.",
     apply=apply,
     module="worthit.nn.position.yarn:stretch",
+    parity=(
+        "transformers 5.23 `ROPE_INIT_FUNCTIONS`, yarn: frequencies and temperature; turned "
+        "heads (tests/nn/position/test_rope.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="finetune",

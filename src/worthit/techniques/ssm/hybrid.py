@@ -120,6 +120,10 @@ TECHNIQUE = Technique(
     "cannot recall them.",
     apply=apply,
     module="worthit.nn.decoder:Decoder",
+    parity=(
+        "transformers 5.23, whole models of hybrid families (Jamba, Bamba, Falcon-H1 and "
+        "others): logits, gradients, greedy text (tests/nn/weights/test_ssm_families.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

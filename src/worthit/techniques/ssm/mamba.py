@@ -63,6 +63,12 @@ TECHNIQUE = Technique(
     "content cannot choose what to keep of it.",
     apply=apply,
     module="worthit.nn.ssm.mamba:MambaMixer",
+    parity=(
+        "transformers 5.23 mixers of Mamba, Falcon-Mamba and Jamba: outputs and gradients "
+        "(tests/nn/ssm/test_mamba.py)",
+        "the recurrence in order, for both scans: outputs, states, gradients "
+        "(tests/nn/ssm/test_mamba.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -72,6 +72,11 @@ TECHNIQUE = Technique(
     "and the state small.",
     apply=apply,
     module="worthit.nn.ssm.mamba2:Mamba2Mixer",
+    parity=(
+        "transformers 5.23 mixers of Mamba-2 and Falcon-H1: outputs and gradients "
+        "(tests/nn/ssm/test_mamba2.py)",
+        "the recurrence in order, for chunks and the attention form (tests/nn/ssm/test_mamba2.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

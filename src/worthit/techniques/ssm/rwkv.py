@@ -79,6 +79,12 @@ TECHNIQUE = Technique(
     "does not, but it trains token by token.",
     apply=apply,
     module="worthit.nn.ssm.rwkv:TimeMixing",
+    parity=(
+        "transformers 5.23 `RwkvSelfAttention`, `RwkvFeedForward` (version 4): outputs and "
+        "gradients (tests/nn/ssm/test_rwkv.py)",
+        "loops over tokens from the papers' equations (versions 5, 6 and 7): outputs and "
+        "gradients (tests/nn/ssm/test_rwkv_later.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

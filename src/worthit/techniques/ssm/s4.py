@@ -76,6 +76,12 @@ TECHNIQUE = Technique(
     "steps.",
     apply=apply,
     module="worthit.nn.ssm.s4:S4Mixer",
+    parity=(
+        "the paper's dense HiPPO matrix, stepped by the bilinear rule: the kernel "
+        "(tests/nn/ssm/test_s4.py)",
+        "the recurrence in order, for convolution and chunks: outputs and gradients "
+        "(tests/nn/ssm/test_s4.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",
