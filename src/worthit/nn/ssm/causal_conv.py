@@ -69,11 +69,12 @@ class _ShiftedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         x, w = ctx.saved_tensors
-        n, gx, gw = g.shape[1], torch.zeros_like(x), torch.zeros_like(w)
+        n, gx = g.shape[1], torch.zeros_like(x)
+        gw = torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32))
         for start in range(0, n, BLOCK):
             part = g[:, start : start + BLOCK]
             for i in range(w.shape[0]):
                 here = slice(start + i, start + i + part.shape[1])
                 gx[:, here].addcmul_(part, w[i])
-                gw[i] += (part * x[:, here]).sum(dim=(0, 1))
-        return gx, gw
+                gw[i] += (part * x[:, here]).sum(dim=(0, 1), dtype=gw.dtype)
+        return gx, gw.to(w.dtype)

@@ -214,7 +214,7 @@ class _Decays(torch.autograd.Function):
 class _Carry(torch.autograd.Function):
     """States before each chunk, and the last: S_{i+1} = kept_i S_i + left_i.
 
-    `kept` `(batch, chunks, n_groups, 1, width)`, `left` `(batch, chunks, n_groups, d_state, width)`.
+    `left` `(batch, chunks, n_groups, d_state, width)`; `kept` the same with one state.
     With G_i the gradient of S_i and of all that follows: G_i = g_i + kept_i G_{i+1}.
     """
 
