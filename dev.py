@@ -111,9 +111,20 @@ def format_(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """Run every benchmark of benchmarks/bench_*.py, one after the other."""
+    return bench_all(ROOT / "benchmarks", arguments)
+
+
+def bench_models(arguments: list[str]) -> int:
+    """Time modules and decoding beside transformers: benchmarks/models/bench_*.py."""
+    return bench_all(ROOT / "benchmarks" / "models", arguments)
+
+
+def bench_all(folder: Path, arguments: list[str]) -> int:
     ensure("dev")
-    scripts = sorted((ROOT / "benchmarks").glob("bench_*.py"))
-    codes = [run(["python", str(script), *arguments]) for script in scripts]
+    codes = []
+    for script in sorted(folder.glob("bench_*.py")):
+        print(f"\n$ python {script.relative_to(ROOT)} {' '.join(arguments)}".rstrip(), flush=True)
+        codes.append(run(["python", str(script), *arguments]))
     return max(codes, default=0)
 
 
@@ -149,6 +160,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "check": check,
     "format": format_,
     "bench": bench,
+    "bench-models": bench_models,
     "accuracy": accuracy,
     "setup": setup,
     "clean": clean,
@@ -394,7 +406,7 @@ def main(arguments: list[str]) -> int:
         print(f"dev.py: unknown command {name!r}", file=sys.stderr)
     print("python3 dev.py COMMAND [arguments for the tool it runs]\n")
     for command, function in COMMANDS.items():
-        print(f"  {command:<10} {function.__doc__}")
+        print(f"  {command:<12} {function.__doc__}")
     return 0 if name in ("help", "-h", "--help") else 2
 
 
