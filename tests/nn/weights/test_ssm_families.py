@@ -338,3 +338,17 @@ def test_what_is_written_is_what_transformers_writes(kind: str, name: str, tmp_p
     assert got.keys() == want.keys()
     for tensor_name, tensor in want.items():
         assert torch.equal(got[tensor_name], tensor), tensor_name
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_older_names_are_read(kind: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    both = pair(kind, next(iter(VARIANTS[kind])))
+    tensors = load_file(both.folder / "model.safetensors")
+    tensors["backbone.embedding.weight"] = tensors.pop("backbone.embeddings.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((both.folder / "config.json").read_text())
+    ids, _ = prompts()
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path)(ids), both.ours(ids))

@@ -10,6 +10,8 @@ from worthit.spec.model import ModelSpec
 LAYER = "backbone.layers.*"
 AROUND = (
     Entry("embedding", "backbone.embeddings"),
+    # The name before transformers had its own.
+    Entry("embedding", "backbone.embedding"),
     Entry("final_norm", "backbone.norm_f"),
     Entry("head", "lm_head"),
 )
