@@ -177,3 +177,20 @@ def test_a_warm_start_costs_little(tmp_path: Path) -> None:
         seconds.append(time.perf_counter() - start)
     # The best of five: the machine may be busy with the other tests.
     assert min(seconds) < 0.2, seconds
+
+
+def test_benches_run_in_turn_and_the_worst_decides(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str]) -> int:
+        ran.append(command)
+        return 3 if len(ran) == 1 else 0
+
+    monkeypatch.setattr(dev, "ensure", lambda level: None)
+    monkeypatch.setattr(dev, "run", run)
+    assert dev.bench_models(["--threads", "1"]) == 3
+    scripts = sorted((ROOT / "benchmarks" / "models").glob("bench_*.py"))
+    assert len(scripts) > 1
+    assert ran == [["python", str(script), "--threads", "1"] for script in scripts]
