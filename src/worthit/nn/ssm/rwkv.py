@@ -160,7 +160,7 @@ def wkv(
         k: exponents, `(batch, n, d)`.
         v: values, the same shape.
         state: numerator, denominator and peak `(batch, d)` of the tokens before.
-        is_real: `(batch, n)`, False on padding, which enters no sum.
+        is_real: `(batch, n)`, False on padding, whose weight the first real key takes to nothing.
     """
     start_num, start_den, start_peak = _nothing(k) if state is None else state
     wide = start_num.dtype
@@ -170,8 +170,6 @@ def wkv(
     peaks = _peaks(w.detach(), k_.detach(), start_peak)
     before = torch.cat([start_peak[:, None], peaks[:, :-1]], dim=1)
     kept, own = torch.exp(before - w - peaks), torch.exp(k_ - peaks)
-    if is_real is not None:
-        own = own * is_real[..., None]
     added = torch.stack([own * v_, own], dim=2)  # (batch, n, 2, d)
     start = torch.stack([start_num, start_den], dim=1)
     sums = scan(kept[:, :, None].expand_as(added), added, start)
