@@ -12,6 +12,9 @@ from typing import NoReturn
 # Starting the threads of the BLAS that NumPy loads costs these verbs more than they compute; what
 # measures the machine keeps them.
 WITHOUT_THREADS = ("judge", "cost", "explain")
+# Threads that spin while they wait stall one another on a machine that is also busy elsewhere: a
+# token took 900 ms in place of 35 on two cores of which one was taken.
+PATIENT_THREADS = ("generate",)
 FAILED = 1
 INTERRUPTED = 130
 # What a shell reports for a program whose reader went away: 128 + SIGPIPE.
@@ -27,6 +30,8 @@ def main() -> NoReturn:
     gc.set_threshold(100_000, 50, 50)
     if sys.argv[1:2] and sys.argv[1] in WITHOUT_THREADS:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if sys.argv[1:2] and sys.argv[1] in PATIENT_THREADS:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = run(sys.argv[1:])
     if code == NO_READER:
         # Python flushes stdout once more on its way out: give it somewhere to write.
