@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("--mixers", nargs="*", default=list(MIXERS), choices=list(MIXERS))
     parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS))
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds a pass may take")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds a pass may take")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
