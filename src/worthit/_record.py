@@ -1,8 +1,8 @@
-"""Frozen, keyword-only dataclasses that are cheap to define: there are many, and starts are many.
+"""Frozen dataclasses that are cheap to define: there are many, and starts are many.
 
 `dataclass` compiles six methods a class; of these `__eq__`, `__hash__` and `__repr__` are the same
 for every class but for the fields, so one generic version of each is shared here. Behaviour is that
-of `@dataclass(frozen=True, kw_only=True)`.
+of `@dataclass(frozen=True)`, with `kw_only=True` for `record`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ C = TypeVar("C", bound=type)
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def record(cls: C) -> C:
     """Make `cls` a frozen, keyword-only dataclass."""
-    made: Any = dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls)
+    return _made(cls, is_keyword_only=True)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def value(cls: C) -> C:
+    """Make `cls` a frozen dataclass whose fields may be given in order."""
+    return _made(cls, is_keyword_only=False)
+
+
+def _made(cls: C, *, is_keyword_only: bool) -> C:
+    made: Any = dataclass(frozen=True, kw_only=is_keyword_only, eq=False, repr=False)(cls)
     compared = [f.name for f in fields(made) if f.compare]
     hashed = [f.name for f in fields(made) if (f.compare if f.hash is None else f.hash)]
     made._compared = staticmethod(_getter(compared))

@@ -9,9 +9,9 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from worthit._record import value
 from worthit.errors import WorthitError
 
 # Columns where stdout is a file or a pipe and nothing says otherwise.
@@ -45,7 +45,7 @@ _PLAIN = str.maketrans(_ASCII)
 _CONTROL = {code: "?" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 
 
-@dataclass(frozen=True)
+@value
 class Terminal:
     """Where text goes, and what it can carry."""
 

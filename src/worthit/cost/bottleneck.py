@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from worthit._record import value
 from worthit.cost.evaluate import Cost
 from worthit.cost.serve import ServeCost
 from worthit.cost.train import TrainCost
@@ -107,7 +107,7 @@ TITLES: dict[str, tuple[str, str, str]] = {
 }
 
 
-@dataclass(frozen=True)
+@value
 class BoundBy:
     """One bottleneck of a case: its share of a resource, and the sentence that says so."""
 

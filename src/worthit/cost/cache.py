@@ -7,9 +7,9 @@ them when None); a state stores `fixed` elements whatever the length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import singledispatch
 
+from worthit._record import value
 from worthit.spec.model import (
     S4,
     Attention,
@@ -22,7 +22,7 @@ from worthit.spec.model import (
 )
 
 
-@dataclass(frozen=True)
+@value
 class CacheElements:
     """Elements that one layer keeps of one sequence.
 

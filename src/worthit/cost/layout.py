@@ -6,10 +6,11 @@ sequences asked for, or the one that holds most. Training: data-parallel replica
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from worthit._record import value
 from worthit.cost.clock import Array
 from worthit.cost.memory import Split, cache_bytes, weight_bytes
 from worthit.cost.points import Points
@@ -17,7 +18,7 @@ from worthit.spec.case import Case, Layout, Serving
 from worthit.spec.model import LatentAttention, MoE
 
 
-@dataclass(frozen=True)
+@value
 class Degrees:
     """Degrees at every point; `replicas` is what they leave of the devices."""
 

@@ -6,11 +6,11 @@ states, and leaves `RESERVE` of the capacity for contexts, fragmentation and wor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import singledispatch
 
 import numpy as np
 
+from worthit._record import value
 from worthit.cost.cache import layer_cache
 from worthit.cost.ledger import Number
 from worthit.cost.params import count_params, ffn_params
@@ -37,7 +37,7 @@ PREFILL_TOKENS = 8192
 GRADIENT_BYTES = 2.0
 
 
-@dataclass(frozen=True)
+@value
 class Split:
     """Over how many devices each kind of memory is divided; see `worthit.cost.layout`."""
 
@@ -85,7 +85,7 @@ def _inside(model: ModelSpec) -> int:
     return sum(count_layer(layer, model.d_model).total * n for layer, n in model.layer_kinds)
 
 
-@dataclass(frozen=True)
+@value
 class CacheUse:
     """Bytes of one sequence's cache on one device, and of the prefix that all sequences share."""
 
@@ -298,7 +298,7 @@ def _(ffn: MoE, d: Number, width: Number, is_selective: bool) -> Number:
     return n_used * (ffn.capacity_factor or 1.0) * each + shared
 
 
-@dataclass(frozen=True)
+@value
 class TrainingState:
     """Bytes on one device that training keeps beside activations."""
 

@@ -6,9 +6,9 @@ stored (`total`) and what one token uses (`active`); they differ only in mixture
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import singledispatch
 
+from worthit._record import value
 from worthit.spec.model import (
     S4,
     Attention,
@@ -26,7 +26,7 @@ from worthit.spec.model import (
 )
 
 
-@dataclass(frozen=True)
+@value
 class Count:
     """Parameters stored, and parameters that one token uses."""
 
@@ -34,7 +34,7 @@ class Count:
     active: int
 
 
-@dataclass(frozen=True)
+@value
 class Params:
     """A model's parameters; `embedding` is the input table alone, counted once when tied.
 

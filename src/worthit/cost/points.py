@@ -6,11 +6,11 @@ Everything that may vary is an array with one entry a point; what does not vary 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from worthit._record import value
 from worthit.cost.clock import Array
 from worthit.spec.case import Case, Serving, Training
 
@@ -31,7 +31,7 @@ _FIELD = {
 TRAINING_AXES = ("seq", "batch tokens", "model size", "devices")
 
 
-@dataclass(frozen=True)
+@value
 class Points:
     """Arrays over the cases of one evaluation; entry 0 is the case itself.
 

@@ -7,12 +7,12 @@ neighbours once, and reads verdict, interval and flip points off the ratio of th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 
-from worthit._record import record
+from worthit._record import record, value
 from worthit.cost.bottleneck import TITLES, BoundBy, bottlenecks
 from worthit.cost.clock import Array, Ints
 from worthit.cost.evaluate import Cost, evaluate
@@ -62,7 +62,7 @@ class Predicted:
     high: float
 
 
-@dataclass(frozen=True)
+@value
 class CurvePoint:
     """One neighbour of the case on an axis: the gain there, and what would be decided."""
 
@@ -210,7 +210,7 @@ def select(only: Iterable[str]) -> tuple[Technique, ...]:
     return tuple(t for t in known.values() if not wanted or {t.id, t.family} & set(wanted))
 
 
-@dataclass(frozen=True)
+@value
 class _Comparison:
     """The case without a technique against the case with it, at every point."""
 

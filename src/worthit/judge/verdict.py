@@ -6,11 +6,11 @@ threshold, the adoption must be within reach; a verdict that would change nearby
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from worthit._record import value
 from worthit.cost.clock import FACTORS, Array, Bools, Ints
 from worthit.cost.points import Points
 
@@ -27,7 +27,7 @@ NO, MAYBE, YES = 0, 1, 2
 BECOMES: dict[int, Decision] = {NO: "never", MAYBE: "defer", YES: "apply"}
 
 
-@dataclass(frozen=True)
+@value
 class Gain:
     """cost(after) / cost(before) at every point: below 1 is better."""
 
@@ -36,7 +36,7 @@ class Gain:
     high: Array
 
 
-@dataclass(frozen=True)
+@value
 class Flip:
     """The nearest change of the case on one axis at which the verdict becomes another."""
 
