@@ -179,8 +179,6 @@ class TorchBackend:
             else _cpu_facts({"torch": torch.__version__, "threads": str(self.n_threads)})
         )
         self.maths = tuple(math for math in ("fp32", "bf16") if self._computes(math))
-        # Decode and prefill probes run in the last of these: the faster one.
-        torch.set_grad_enabled(False)
 
     def _computes(self, math: str) -> bool:
         try:
