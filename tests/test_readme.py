@@ -38,6 +38,15 @@ def test_rows_are_what_the_command_prints(command: str, rows: list[str]) -> None
     assert [row for row in rows if row not in printed] == []
 
 
+def test_the_accuracy_is_that_of_its_page() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| \[.*\]\(#.*$", page)
+    assert len(rows) == 7
+    assert [r for r in rows if r.replace("](#", "](docs/accuracy.md#") not in README] == []
+    total = sum(int(row.split("|")[2]) for row in rows)
+    assert f"\n{total} numbers that others" in README
+
+
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
