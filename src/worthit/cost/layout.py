@@ -15,7 +15,7 @@ from worthit.cost.clock import Array
 from worthit.cost.memory import Split, cache_bytes, weight_bytes
 from worthit.cost.points import Points
 from worthit.spec.case import Case, Layout, Serving
-from worthit.spec.model import LatentAttention, MoE
+from worthit.spec.model import Attention, LatentAttention, Mamba2, ModelSpec, MoE
 
 
 @value
@@ -50,19 +50,27 @@ def choose(case: Case) -> Case:
     n = case.hardware.n_devices // (layout.pipeline * layout.context)
     if n <= 1 or not isinstance(case.workload, Serving):
         return _with_layout(case, tensor=1)
-    within = min(n, case.hardware.device.link_domain)
+    within = _even_degree(case.model, n, case.hardware.device.link_domain)
     candidates = [_with_layout(case, tensor=within)]
     has_moe = any(isinstance(f, MoE) for f in case.model.ffns)
     if has_moe and layout.expert == 1:
         # A latent cache is not divided by tensor parallelism: sequences are, and experts with them.
         has_latents = any(isinstance(m, LatentAttention) for m in case.model.mixers)
-        experts = _with_layout(case, tensor=1, expert=within)
+        experts = _with_layout(case, tensor=1, expert=min(n, case.hardware.device.link_domain))
         candidates.insert(0 if has_latents else 1, experts)
     room = [_sequences_that_fit(c) for c in candidates]
     for candidate, fits in zip(candidates, room, strict=True):
         if fits >= case.workload.concurrency:
             return candidate
     return candidates[int(np.argmax(room))]
+
+
+def _even_degree(model: ModelSpec, n: int, domain: int) -> int:
+    """The most devices of one link domain that divide both `n` and every mixer's heads."""
+    heads = [m.n_heads for m in model.mixers if isinstance(m, Attention | LatentAttention | Mamba2)]
+    return max(
+        d for d in range(1, min(n, domain) + 1) if n % d == 0 and all(h % d == 0 for h in heads)
+    )
 
 
 def _with_layout(case: Case, **degrees: int) -> Case:
