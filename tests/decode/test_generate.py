@@ -29,6 +29,45 @@ def greedy(model: Any, ids: list[int], n: int) -> list[int]:
     return found[0, len(ids) :].tolist()
 
 
+def test_longrope_starts_again_where_its_rotation_changes(tmp_path: Path) -> None:
+    """Past the trained context every key turns otherwise, those in the cache too."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=8,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0, 1.0, 1.0, 1.0],
+            "long_factor": [32.0, 16.0, 8.0, 4.0],
+            "original_max_position_embeddings": 8,
+        },
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
+    theirs = Phi3ForCausalLM(config).float().eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    theirs.save_pretrained(tmp_path)
+    want = [5, 9, 20, 31]
+    with torch.no_grad():
+        for _ in range(24):  # every step in one pass over everything: no cache to be wrong
+            logits = theirs(torch.tensor([want]), use_cache=False).logits[0, -1]
+            want.append(int(logits.argmax()))
+    ours = worthit.load_model(tmp_path)
+    assert generate(ours, [5, 9, 20, 31], max_tokens=24)[0].ids == want[4:]
+    # A shorter neighbour, padded, changes nothing.
+    assert generate(ours, [[5, 9, 20, 31], [7]], max_tokens=24)[0].ids == want[4:]
+
+
 def test_greedy_is_the_references_alone_and_in_a_padded_batch(tmp_path: Path) -> None:
     theirs = checkpoint(tmp_path)
     ours = worthit.load_model(tmp_path)

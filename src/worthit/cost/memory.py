@@ -13,7 +13,7 @@ import numpy as np
 from worthit._record import value
 from worthit.cost.cache import layer_cache
 from worthit.cost.ledger import Number
-from worthit.cost.params import count_params, ffn_params
+from worthit.cost.params import count_layer, count_params, ffn_params
 from worthit.spec.case import Runtime
 from worthit.spec.formats import format_of
 from worthit.spec.model import (
@@ -80,8 +80,6 @@ def weight_bytes(
 
 def _inside(model: ModelSpec) -> int:
     """Parameters inside the layers."""
-    from worthit.cost.params import count_layer
-
     return sum(count_layer(layer, model.d_model).total * n for layer, n in model.layer_kinds)
 
 

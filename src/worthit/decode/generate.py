@@ -83,6 +83,7 @@ def tokens_of(
             was_there[row, list(prompt)] = True
     room = model.spec.context_len - ids.shape[1]
     cache = model.new_cache()
+    said = ids
     # The first token needs no place in the context until it is fed.
     for _ in range(min(max_tokens, room + 1)):
         # Not around the whole loop: a generator's caller would run in it too.
@@ -92,8 +93,15 @@ def tokens_of(
             if was_there is not None:
                 was_there[torch.arange(len(prompts), device=device), chosen] = True
         yield chosen.tolist()
-        # The cache remembers which slots were padding.
-        ids, mask = chosen[:, None], None
+        said = torch.cat([said, chosen[:, None]], dim=1)
+        if model.outgrows(cache, 1):
+            # Cached keys keep a rotation that no longer holds: start again with all of it.
+            new = torch.ones_like(chosen[:, None], dtype=torch.bool)
+            mask = None if cache.is_real is None else torch.cat([cache.is_real, new], dim=1)
+            ids, cache = said, model.new_cache()
+        else:
+            # The cache remembers which slots were padding.
+            ids, mask = chosen[:, None], None
 
 
 def left_padded(

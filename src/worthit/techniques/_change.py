@@ -48,15 +48,6 @@ def attentions(case: Case) -> tuple[Attention, ...]:
     return tuple(m for m in case.model.mixers if isinstance(m, Attention))
 
 
-def require_attention(case: Case, name: str) -> tuple[Attention, ...]:
-    """The model's softmax attentions, or `NotApplicable` when it has none."""
-    found = attentions(case)
-    if not found:
-        kinds = ", ".join(dict.fromkeys(layer.kind for layer, _ in case.model.layer_kinds))
-        raise NotApplicable(f"{name} changes softmax attention; this model's layers are {kinds}")
-    return found
-
-
 def require_serving(case: Case, name: str) -> Serving:
     """The serving workload, or `NotApplicable` when the case trains."""
     if not isinstance(case.workload, Serving):
