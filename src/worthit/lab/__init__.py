@@ -1,0 +1,1 @@
+"""The laboratory: tasks, experiments and what their outcomes say."""
