@@ -20,12 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from worthit.errors import SpecError, unknown_name
-from worthit.spec._gguf_config import CONFIGS, REFUSED, GgufModel
+from worthit.spec._gguf_config import TRANSFORMERS
 from worthit.spec._gguf_header import Header, TensorInfo, read_header
+from worthit.spec._gguf_hybrid import HYBRIDS
+from worthit.spec._gguf_model import GgufModel
 from worthit.spec._tensors import mismatch
 from worthit.spec.formats import format_of
 from worthit.spec.model import Attention, FeedForward, Ffn, Mixer, ModelSpec, Precision
 
+CONFIGS = {**TRANSFORMERS, **HYBRIDS}
+REFUSED = dict.fromkeys(
+    ("rwkv6", "rwkv7", "rwkv6qwen2", "arwkv7"),
+    "its layers are of a later RWKV than the version 4 that is understood",
+)
 # Types as the formats that hold as many bits; the others go by their own name.
 _FORMATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "Q4_0": "int4-g32", "Q8_0": "int8-g32"}
 # A file of several types is judged as its most common one; beyond this it is said how far off.
