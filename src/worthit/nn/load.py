@@ -147,7 +147,7 @@ def _load_folder(
 
 
 def _load_gguf(path: Path, dtype: str | torch.dtype | None, device: str | torch.device) -> Decoder:
-    from worthit.nn.weights import gguf
+    from worthit.nn.weights import gguf, gguf_rules
     from worthit.spec.gguf import read_gguf
 
     file = read_gguf(path)
@@ -159,10 +159,10 @@ def _load_gguf(path: Path, dtype: str | torch.dtype | None, device: str | torch.
         model = build(spec)
     model.source_config = file.config
     ours = _tensors(model)
-    rules = gguf.rules(spec, file.architecture, ours, tensors.stored)
+    rules = gguf_rules.rules(spec, file.architecture, ours, tensors.stored)
     expected = shapes(rules, ours)
     found = {name: tensors.shape(name, expected.get(name)) for name in tensors.stored}
-    extra = [name for name in found if name not in expected and gguf.is_weight(name)]
+    extra = [name for name in found if gguf_rules.is_extra(name, spec.n_layers, expected)]
     problems = [*_misfits(expected, found), *_named(extra, "not a tensor of this model")]
     if problems:
         raise SpecError(*problems, context=str(path))

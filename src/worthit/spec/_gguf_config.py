@@ -137,8 +137,10 @@ def _olmoe(file: GgufModel) -> Config:
 
 def _deepseek2(file: GgufModel) -> Config:
     config = decoder(file, "deepseek_v2")
-    for key in ("head_dim", "num_key_value_heads", "partial_rotary_factor"):
+    for key in ("head_dim", "partial_rotary_factor"):
         config.pop(key, None)
+    # The file counts the one latent that all heads read.
+    config["num_key_value_heads"] = config["num_attention_heads"]
     is_v3 = file.get("expert_gating_func") == SIGMOID or file.has("exp_probs_b.bias")
     rope = file.size("rope.dimension_count")
     # Before latents were cached as such, the lengths were those of a head.
@@ -185,7 +187,7 @@ def granite_scales(file: GgufModel) -> Config:
     }
     config = {key: value for key, value in scales.items() if value}
     if "attention_multiplier" not in config:
-        # Bamba goes by the same architecture, without multipliers.
+        # What llama.cpp takes where a file says nothing.
         n_heads = max(1, file.size("attention.head_count"))
         head_dim = file.size("attention.key_length", 0) or file.size("embedding_length") // n_heads
         config["attention_multiplier"] = max(1, head_dim) ** -0.5

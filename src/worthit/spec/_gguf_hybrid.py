@@ -47,7 +47,7 @@ def _mamba2(file: GgufModel) -> Config:
         **around,
         "num_heads": n_heads,
         "head_dim": inner // max(1, n_heads),
-        "expand": inner / max(1, around["hidden_size"]),
+        "expand": inner // max(1, around["hidden_size"]),
         "state_size": file.size("ssm.state_size"),
         "n_groups": file.size("ssm.group_count"),
         "conv_kernel": file.size("ssm.conv_kernel"),
@@ -92,26 +92,41 @@ def _period(file: GgufModel, kind: str, layers: set[int]) -> Config:
 
 
 def _granitehybrid(file: GgufModel) -> Config:
+    # Bamba goes by the same architecture, and is the one with rotary positions.
+    if file.get("rope.scaling.finetuned"):
+        return _bamba(file)
     config = decoder(file, "granitemoehybrid")
-    inner = file.size("ssm.inner_size")
-    n_experts = file.size("expert_count", 0)
     is_sparse = file.has("ffn_up_exps.weight")
-    config |= {
+    width = file.width("ffn_up_exps.weight", -2) or file.size("feed_forward_length", 0)
+    return {
+        **config,
         **granite_scales(file),
         **_mamba2_inside(file),
-        "mamba_expand": inner // max(1, config["hidden_size"]),
+        "mamba_expand": file.size("ssm.inner_size") // max(1, config["hidden_size"]),
         "layer_types": [
             "attention" if n else "mamba" for n in file.per_layer("attention.head_count_kv")
         ],
-        "position_embedding_type": "rope" if file.get("rope.scaling.finetuned") else "nope",
-        "num_local_experts": n_experts if is_sparse else 0,
+        "position_embedding_type": "nope",
+        "num_local_experts": file.size("expert_count", 0) if is_sparse else 0,
         "num_experts_per_tok": file.size("expert_used_count", 0),
-        "intermediate_size": file.width("ffn_up_exps.weight", -2) or None,
+        "intermediate_size": width or None,
         "shared_intermediate_size": file.width(
             "ffn_up_shexp.weight" if is_sparse else "ffn_up.weight", 0
         ),
     }
-    return config
+
+
+def _bamba(file: GgufModel) -> Config:
+    config = decoder(file, "bamba")
+    attends = file.per_layer("attention.head_count_kv")
+    per_head = config["hidden_size"] // max(1, config["num_attention_heads"])
+    return {
+        **config,
+        **_mamba2_inside(file),
+        "mamba_expand": file.size("ssm.inner_size") // max(1, config["hidden_size"]),
+        "attn_layer_indices": [i for i, n in enumerate(attends) if n],
+        "attn_rotary_emb": file.size("rope.dimension_count", per_head // 2),
+    }
 
 
 def _mamba2_inside(file: GgufModel) -> Config:
@@ -149,7 +164,9 @@ def _nemotron_h(file: GgufModel) -> Config:
         config.pop(key, None)
     config |= {
         "hybrid_override_pattern": "".join(letters),
-        "layer_norm_epsilon": config.pop("rms_norm_eps", 1e-5),
+        "layer_norm_epsilon": config.pop(
+            "rms_norm_eps", file.get("attention.layer_norm_epsilon", 1e-5)
+        ),
         "mamba_num_heads": n_heads,
         "mamba_head_dim": file.size("ssm.inner_size") // max(1, n_heads),
         "ssm_state_size": file.size("ssm.state_size"),
@@ -158,8 +175,9 @@ def _nemotron_h(file: GgufModel) -> Config:
         "use_bias": file.has("ssm_in.bias"),
         "use_conv_bias": file.has("ssm_conv1d.bias"),
         "mlp_bias": file.has("ffn_up.bias"),
-        "intermediate_size": file.width("ffn_up.weight", 0) or None,
     }
+    if "-" in letters:
+        config["intermediate_size"] = file.width("ffn_up.weight", 0)
     if "E" in letters:
         config |= {
             **mixture(file, "n_routed_experts"),

@@ -1,25 +1,12 @@
-"""Tensors of a `.gguf` as ours: llama.cpp's names, what its converter changed, quantized blocks.
+"""Tensors of a `.gguf`: read from the file, quantized blocks unpacked; names are llama.cpp's.
 
-A converted file holds the published tensors under other names, which the `gguf` package maps, and a
-few of them rearranged, which `_UNDO` and the fused ones below put right. What stands between a
-published tensor and ours is then the same as for safetensors: `worthit.nn.weights.names`.
-
-| converter | here |
-|---|---|
-| rows of Llama's queries and keys go in pairs | `_halves`: channel i with i + d/2 |
-| Gemma's norms are stored as 1 + weight | `ONE_MORE` |
-| GPT-2's matrices are turned to (out, in) | `TRANSPOSED` |
-| Mamba's A is stored as -exp(A_log) | `NEGATIVE_EXP` |
-| experts are piled up, one tensor a projection | `_GATE_AND_VALUE` |
-| query, key and value of NeoX and BLOOM stand one below another | `split` |
-| dimensions of size 1 are dropped | `read` takes the shape that is wanted |
+Which of them is which of ours says `worthit.nn.weights.gguf_rules`.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,50 +15,10 @@ import torch
 from torch import Tensor
 
 from worthit.errors import MissingCapability, SpecError
-from worthit.nn.weights.names import (
-    SAME,
-    TRANSPOSED,
-    Layout,
-    Rule,
-    bind,
-    each,
-    names_of,
-    split,
-)
 from worthit.spec._gguf_header import Header, TensorInfo
-from worthit.spec.model import Attention, ModelSpec, PositionScaling
+from worthit.spec.model import ModelSpec, PositionScaling
 
-# Architectures whose converter is understood, each proved by a test.
-READ = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "qwen2moe",
-    "qwen3moe",
-    "gemma",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "gpt2",
-    "gptneox",
-    "starcoder2",
-    "stablelm",
-    "olmo2",
-    "olmoe",
-    "mamba",
-    "granite",
-    "bloom",
-    "command-r",
-    "smollm3",
-)
-_PAIRED = ("llama", "granite", "smollm3")
-_GEMMAS = ("gemma", "gemma2", "gemma3")
-_FUSED = ("gptneox", "bloom")
 _PLAIN = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-# Factors of rotary frequencies, which belong to the spec; tables that llama.cpp computes itself.
-_NOT_WEIGHTS = re.compile(
-    r"^rope_(freqs|factors_long|factors_short)\.weight$|\.rope_freqs\.weight$"
-)
 
 
 def import_gguf() -> Any:
@@ -87,9 +34,6 @@ def import_gguf() -> Any:
             "reading the weights of a .gguf needs the extra 'torch'", "pip install 'worthit[torch]'"
         ) from None
     return gguf
-
-
-# --- tensors ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -162,123 +106,6 @@ def _is_readable(kind: str) -> bool:
     except NotImplementedError:
         return False
     return True
-
-
-# --- what the converter changed -----------------------------------------------------------------
-
-
-def _halves(n_heads: int) -> Layout:
-    """Rows in pairs (0, d/2, 1, d/2 + 1, ...) within each head, as two halves."""
-    return each(
-        lambda t: t.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2),
-        lambda t: t.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2),
-    )
-
-
-ONE_MORE = each(lambda t: t - 1, lambda t: t + 1)
-NEGATIVE_EXP = each(lambda t: torch.log(-t), lambda t: -torch.exp(t))
-# Gate and value of all experts, `(n_experts, d_ff, d_model)` each, as one pile.
-_GATE_AND_VALUE = Layout(lambda ts: [torch.cat(list(ts), 1)], lambda ts: list(ts[0].chunk(2, 1)))
-
-
-def _undo(architecture: str, spec: ModelSpec, published: str) -> Layout:
-    """What turns a tensor of the file into the published one."""
-    if architecture in _PAIRED:
-        attention = spec.mixers[0]
-        assert isinstance(attention, Attention)
-        if ".q_proj." in published:
-            return _halves(attention.n_heads)
-        if ".k_proj." in published:
-            return _halves(attention.n_kv_heads)
-    if architecture in _GEMMAS and published.endswith("norm.weight"):
-        return ONE_MORE
-    if architecture == "gpt2" and re.search(r"\.c_(attn|proj|fc)\.weight$", published):
-        return TRANSPOSED
-    if published.endswith(".A_log"):
-        return NEGATIVE_EXP
-    return SAME
-
-
-def rules(
-    spec: ModelSpec, architecture: str, ours: Iterable[str], stored: Mapping[str, TensorInfo]
-) -> list[Rule]:
-    """The rules that fill the parameters `ours` from the tensors of a file.
-
-    Raises:
-        SpecError: an architecture whose converter is not understood.
-    """
-    if architecture not in READ:
-        raise SpecError(
-            f"weights of the GGUF architecture {architecture} are not read; give the checkpoint "
-            "as safetensors"
-        )
-    gguf = import_gguf()
-    number = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
-    names = gguf.get_tensor_name_map(number, spec.n_layers)
-
-    def name_of(published: str) -> str:
-        suffixes = (".weight", ".bias")
-        found: str | None = names.get_name(published, try_suffixes=suffixes)
-        # BLOOM's first checkpoints had no prefix.
-        found = found or names.get_name(published.removeprefix("transformer."), suffixes)
-        assert found is not None, f"{architecture}: no name for {published}"
-        return found
-
-    def translated(rule: Rule) -> Rule:
-        special = _rearranged(rule.ours, spec, architecture, stored)
-        if special is not None:
-            return special
-        undo = [_undo(architecture, spec, name) for name in rule.theirs]
-        return Rule(
-            rule.ours, tuple(name_of(n) for n in rule.theirs), _one_each(undo).then(rule.layout)
-        )
-
-    return [translated(rule) for rule in bind(names_of(spec), list(ours), spec.n_layers)]
-
-
-def _one_each(layouts: Sequence[Layout]) -> Layout:
-    """The i-th layout on the i-th tensor."""
-
-    def to_ours(theirs: Sequence[Tensor]) -> list[Tensor]:
-        return [a.to_ours([t])[0] for a, t in zip(layouts, theirs, strict=True)]
-
-    def to_theirs(ours: Sequence[Tensor]) -> list[Tensor]:
-        return [a.to_theirs([t])[0] for a, t in zip(layouts, ours, strict=True)]
-
-    return Layout(to_ours, to_theirs)
-
-
-def _rearranged(
-    ours: tuple[str, ...], spec: ModelSpec, architecture: str, stored: Mapping[str, TensorInfo]
-) -> Rule | None:
-    """Parameters whose tensors the file holds in another number than published."""
-    match = re.match(r"layers\.(\d+)\.(.+)", ours[0])
-    if match is None:
-        return None
-    block, part = f"blk.{match[1]}.", match[2]
-    if part == "ffn.experts.up":
-        both = block + "ffn_gate_up_exps.weight"
-        if both in stored:
-            return Rule(ours, (both,))
-        theirs = (block + "ffn_gate_exps.weight", block + "ffn_up_exps.weight")
-        return Rule(ours, theirs, _GATE_AND_VALUE)
-    if part == "ffn.experts.down":
-        return Rule(ours, (block + "ffn_down_exps.weight",))
-    if architecture in _FUSED and part.startswith("mixers.0.q_proj."):
-        attention = spec.mixers[0]
-        assert isinstance(attention, Attention)
-        width = attention.n_heads * attention.head_dim
-        leaf = part.rpartition(".")[2]
-        return Rule(ours, (f"{block}attn_qkv.{leaf}",), split(width, width, width))
-    if architecture == "stablelm" and ".qk_norm." in part:
-        letter = part.split(".")[3][0]
-        return Rule(ours, (f"{block}attn_{letter}_norm.weight",))
-    return None
-
-
-def is_weight(name: str) -> bool:
-    """Whether the tensor of that name is a parameter of a model."""
-    return not _NOT_WEIGHTS.search(name)
 
 
 # --- rotary factors, which a file holds as tensors ----------------------------------------------

@@ -186,15 +186,26 @@ def bind(
     Args:
         theirs: the tensors of a file, which decide between alternatives; None for writing.
     """
-    chosen: dict[str, Rule] = {}
-    for entry in names.entries:
-        for rule in _instances(entry, ours, n_layers):
-            taken = chosen.get(rule.ours[0])
-            if taken is None or (theirs is not None and _fits_better(rule, taken, theirs)):
-                chosen.update(dict.fromkeys(rule.ours, rule))
+    chosen = choose(names.entries, ours, n_layers, theirs)
     forgotten = sorted(set(ours) - set(chosen))
     assert not forgotten, f"no checkpoint names for {forgotten}"
     return list(dict.fromkeys(chosen.values()))
+
+
+def choose(
+    entries: Iterable[Entry],
+    ours: Collection[str],
+    n_layers: int,
+    theirs: Collection[str] | None = None,
+) -> dict[str, Rule]:
+    """The rule for each of `ours` that any of `entries` is about."""
+    chosen: dict[str, Rule] = {}
+    for entry in entries:
+        for rule in _instances(entry, ours, n_layers):
+            taken = chosen.get(rule.ours[0])
+            if taken is None or (theirs is not None and is_better(rule, taken, theirs)):
+                chosen.update(dict.fromkeys(rule.ours, rule))
+    return chosen
 
 
 def _instances(entry: Entry, ours: Collection[str], n_layers: int) -> Iterable[Rule]:
@@ -212,7 +223,9 @@ def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
-def _fits_better(rule: Rule, taken: Rule, theirs: Collection[str]) -> bool:
+def is_better(rule: Rule, taken: Rule, theirs: Collection[str]) -> bool:
+    """Whether a file of the tensors `theirs` holds `rule`'s and none of `taken`'s."""
+
     def is_there(candidate: Rule) -> bool:
         return any(name in theirs for name in candidate.theirs)
 
