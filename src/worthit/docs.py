@@ -31,6 +31,7 @@ def documents() -> dict[str, str]:
     found = {
         "docs/cli.md": cli_page(),
         "docs/devices.md": devices_page(),
+        "docs/labs/decision-tree.md": decision_tree_page(),
         "docs/models.md": models_page(),
         "docs/techniques/index.md": techniques_index(),
     }
@@ -212,6 +213,43 @@ def models_page() -> str:
     heads = ("id", "model", "parameters", "type", "source")
     known = f"Model types read from a `config.json`: {', '.join(known_model_types())}."
     return _document([*lines, known, "", *_table(heads, rows), ""])
+
+
+def decision_tree_page() -> str:
+    """Which architecture for which situation, with the survey that the tree was grown from."""
+    from worthit.judge import tree
+
+    situations = tree.survey()
+    root = tree.grow(situations)
+    lines = ["# Which architecture for which situation", "", NOTE, "", *_ABOUT_TREE.split("\n")]
+    lines += ["```mermaid", *tree.mermaid(root), "```", "", "The same as text:", ""]
+    lines += ["```text", *tree.outline(root), "```", "", "## The situations it was grown from", ""]
+    heads = ("where", "prompt", "concurrency", "binds", "worth it, with the predicted speed-up")
+    rows = [
+        [
+            s.hardware,
+            count(s.prompt),
+            str(s.concurrency),
+            s.binds,
+            ", ".join(f"{name} {gain:.2f}x" for name, gain in s.gains.items()) or "nothing",
+        ]
+        for s in situations
+    ]
+    return _document([*lines, *_table(heads, rows), ""])
+
+
+_ABOUT_TREE = """
+Two designs with plain multi-head attention, the shape of a 7B on eight H100s and of a 1.4B on a
+laptop, are judged for every architecture below over a grid of prompts and concurrencies (output 500
+tokens, stage `design`: anything may still be trained). At each step the tree asks what best
+separates the situations by what is worth it. A leaf lists what the judge says `apply` to in all of
+its situations, with the mean predicted speed-up. Nobody wrote its thresholds: they move with the
+cost model.
+
+Predicted time is all that it sees. What replaces attention loses recall, and what shares keys loses
+some quality: `worthit measure linear-attention` and its neighbours put that beside the gain. A
+situation of your own is judged by `worthit judge`, not by this summary.
+"""
 
 
 def source_of(module: str) -> str:

@@ -15,6 +15,7 @@ VERBS = {
     "judge": "Judge every technique on a case: apply, defer or never, and why.",
     "cost": "Cost a case: parameters, cache, FLOPs, memory, time and the ledger.",
     "explain": "Explain a technique, and what it would do for a case.",
+    "quiz": "Ask about bottlenecks, verdicts and sizes of real cases.",
     "generate": "Generate text with a model, token by token as it comes.",
     "list": "List models, devices, techniques or workloads.",
     "calibrate": "Measure this machine, so that `--on this` is exact.",
