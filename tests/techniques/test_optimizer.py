@@ -89,6 +89,8 @@ def test_muon_overhead_is_within_its_authors_bound():
         (4096, 4096, 28),  # master 4, momentum 4, graft 4; 2 x 2 x 1024^2 / 1024^2 x 4 = 16
         (1024, 1024, 28),
         (512, 1024, 12 + 4 * 2 * (512**2 + 1024**2) / (512 * 1024)),
+        # One whole block, and one of half its height.
+        (1536, 1024, 12 + 4 * 2 * (2 * 1024**2 + 512**2 + 1024**2) / (1536 * 1024)),
     ],
 )
 def test_shampoo_bytes_in_blocks(rows, columns, expected):

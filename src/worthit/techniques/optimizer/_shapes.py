@@ -101,7 +101,10 @@ def matrices(model: ModelSpec) -> Iterator[tuple[int, int, int]]:
             for rows, columns in mixer_shapes(mixer, d):
                 yield rows, columns, n
         if isinstance(layer.ffn, MoE):
-            for rows, columns in ffn_shapes(layer.ffn.expert, d):
+            width = layer.ffn.d_latent or d
+            if width != d:
+                yield d, width, 2 * n
+            for rows, columns in ffn_shapes(layer.ffn.expert, width):
                 yield rows, columns, n * layer.ffn.n_experts
             if layer.ffn.shared is not None:
                 for rows, columns in ffn_shapes(layer.ffn.shared, d):
@@ -149,7 +152,14 @@ def _(mixer: LatentAttention, d: int) -> tuple[Shape, ...]:
 def _(mixer: LinearAttention, d: int) -> tuple[Shape, ...]:
     keys, values = mixer.n_key_heads * mixer.key_dim, mixer.n_value_heads * mixer.value_dim
     gate: tuple[Shape, ...] = ((d, values),) if mixer.has_output_gate else ()
-    return ((d, keys), (d, keys), (d, values), *gate, (values, d))
+    # Decay and write strength; see `worthit.cost.params`.
+    heads = mixer.n_value_heads
+    rules: dict[str, tuple[Shape, ...]] = {
+        "gated": ((d, keys),),
+        "delta": ((d, heads),),
+        "gated-delta": ((d, heads), (d, heads)),
+    }
+    return ((d, keys), (d, keys), (d, values), *rules.get(mixer.kind, ()), *gate, (values, d))
 
 
 @mixer_shapes.register

@@ -77,6 +77,14 @@ TECHNIQUE = Technique(
         "second moment must be stored for each weight."
     ),
     apply=apply,
+    module="worthit.train.optim.muon:Muon",
+    parity=(
+        "torch 2.13 `torch.optim.Muon`, both scales, with and without Nesterov: weights, bit for "
+        "bit (tests/train/optim/test_parity.py)",
+        "pytorch-optimizer 4.1 `Muon`: weights, bit for bit (tests/train/optim/test_parity.py)",
+        "its polynomial on the singular values of a decomposition "
+        "(tests/train/optim/test_equations.py)",
+    ),
     is_present=is_present,
     remove=with_adamw,
     adoption="calibrate",

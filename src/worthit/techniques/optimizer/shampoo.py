@@ -11,6 +11,8 @@ Held equal: model, data and batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from worthit.spec.case import Case, Range
 from worthit.techniques._record import Evidence, Source, Technique
 from worthit.techniques.optimizer._shapes import (
@@ -48,20 +50,31 @@ ROOT_FLOPS = 11
 TOKENS_TO_TARGET = Range(mid=0.9, low=0.72, high=1.05)
 
 
+def blocks(rows: int, columns: int, *, block: int) -> Iterator[tuple[int, int, int]]:
+    """Sides and number of the blocks of a matrix: whole ones, and what remains at its ends."""
+    for a, n_rows in ((block, rows // block), (rows % block, 1)):
+        for b, n_columns in ((block, columns // block), (columns % block, 1)):
+            if a and b and n_rows * n_columns:
+                yield a, b, n_rows * n_columns
+
+
 def state_bytes(rows: int, columns: int, *, block: int) -> float:
     """Optimizer bytes a parameter of a matrix cut into blocks of at most `block` on each side.
 
     Master copy, momentum and the grafted second moment; for each block a x b two covariances and
-    two inverse roots: 2 (a^2 + b^2) numbers for a b parameters.
+    two inverse roots: 2 (a^2 + b^2) numbers.
     """
-    a, b = min(rows, block), min(columns, block)
-    return MASTER + 2 * STATE + STATE * 2 * (a * a + b * b) / (a * b)
+    each = (2 * (a * a + b * b) * n for a, b, n in blocks(rows, columns, block=block))
+    return MASTER + 2 * STATE + STATE * sum(each) / (rows * columns)
 
 
 def step_flops(rows: int, columns: int, *, block: int, interval: int) -> float:
     """FLOPs a parameter and step: covariances and both products; roots every `interval` steps."""
-    a, b = min(rows, block), min(columns, block)
-    return 4 * (a + b) + ROOT_FLOPS * (a**3 + b**3) / (a * b) / interval
+    each = (
+        n * (4 * (a + b) * a * b + ROOT_FLOPS * (a**3 + b**3) / interval)
+        for a, b, n in blocks(rows, columns, block=block)
+    )
+    return sum(each) / (rows * columns)
 
 
 def apply(
@@ -95,6 +108,13 @@ TECHNIQUE = Technique(
         "together, so it needs more steps."
     ),
     apply=apply,
+    module="worthit.train.optim.shampoo:Shampoo",
+    parity=(
+        "pytorch-optimizer 4.1 `Shampoo`, the algorithm of 2018: weights "
+        "(tests/train/optim/test_parity.py)",
+        "a loop over blocks with fractional powers by scipy, grafted: weights "
+        "(tests/train/optim/test_equations.py)",
+    ),
     is_present=is_present,
     remove=with_adamw,
     adoption="calibrate",

@@ -90,6 +90,12 @@ TECHNIQUE = Technique(
         "gradient varies."
     ),
     apply=apply,
+    module="worthit.train.optim.soap:SOAP",
+    parity=(
+        "pytorch-optimizer 4.1 `SOAP`, with refreshes and with sides left out: weights "
+        "(tests/train/optim/test_parity.py)",
+        "Adam on gradients turned by hand: weights (tests/train/optim/test_equations.py)",
+    ),
     is_present=is_present,
     remove=with_adamw,
     adoption="calibrate",
