@@ -9,7 +9,7 @@ A cache holds what has been seen; `nbytes` counts that, not the room reserved fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -156,6 +156,20 @@ class StateCache:
         copy = StateCache()
         copy.state = dict(self.state)
         return copy
+
+    @classmethod
+    def of_rows(cls, caches: Sequence[StateCache]) -> StateCache:
+        """One cache whose batch rows are these, which all hold the same tensors."""
+        together = cls()
+        for name in caches[0].state:
+            together.state[name] = torch.cat([cache.state[name] for cache in caches])
+        return together
+
+    def give_rows(self, caches: Sequence[StateCache]) -> None:
+        """Each batch row becomes what one of `caches` holds."""
+        for name, value in self.state.items():
+            for cache, row in zip(caches, value.split(1), strict=True):
+                cache.state[name] = row
 
     @property
     def nbytes(self) -> int:

@@ -18,6 +18,7 @@ from worthit.nn.norm import norm_for
 from worthit.nn.position import sinusoidal
 from worthit.nn.position.learned_positions import LearnedPositions
 from worthit.nn.position.relative_bias import RelativeBias
+from worthit.nn.ragged import in_rows, one_by_one
 from worthit.nn.tokens import Tokens, tokens_of
 from worthit.spec.model import Attention, Layer, ModelSpec
 
@@ -77,7 +78,7 @@ class Block(nn.Module):
         """The sum of the mixers on the same input."""
         n_mixers = len(self.mixers)
         own = caches[:n_mixers] if caches else [None] * n_mixers
-        parts = [m(h, tokens, c) for m, c in zip(self.mixers, own, strict=True)]
+        parts = [mixed(m, h, tokens, c) for m, c in zip(self.mixers, own, strict=True)]
         total: Tensor = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -87,7 +88,9 @@ class Block(nn.Module):
         """The feed-forward; the last cache is its own where it remembers (RWKV)."""
         assert self.ffn is not None
         if isinstance(self.ffn, Mixer):
-            return self.ffn(h, tokens, caches[-1] if caches else None)
+            return mixed(self.ffn, h, tokens, caches[-1] if caches else None)
+        if tokens.parts is not None and getattr(self.ffn, "looks_around", False):
+            return one_by_one(lambda x, part, _: self.ffn(x, part), h, tokens, None)
         y: Tensor = self.ffn(h, tokens)
         return y
 
@@ -102,6 +105,22 @@ class Block(nn.Module):
     def new_caches(self) -> list[object]:
         """An empty cache for each mixer, and for a feed-forward that remembers."""
         return [m.new_cache() for m in (*self.mixers, self.ffn) if isinstance(m, Mixer)]
+
+
+def mixed(mixer: Mixer, h: Tensor, tokens: Tokens, cache: Any) -> Tensor:
+    """`mixer` on a pass of any kind; `cache` holds one a sequence where the pass is ragged."""
+    if tokens.parts is None or mixer.takes_parts:
+        y: Tensor = mixer(h, tokens, cache)
+        return y
+    return in_rows(mixer, h, tokens, cache)
+
+
+def passed(block: nn.Module, x: Tensor, tokens: Tokens, caches: Any) -> Tensor:
+    """`block` on a pass of any kind; blocks with an order of their own go sequence by sequence."""
+    if tokens.parts is None or type(block) is Block:
+        y: Tensor = block(x, tokens, caches)
+        return y
+    return one_by_one(block, x, tokens, caches)
 
 
 def block_for(layer: Layer, model: ModelSpec) -> Block:
@@ -219,10 +238,26 @@ class Decoder(nn.Module):
             cache.length += input_ids.shape[1]
         return self.logits(x[:, -1:] if last_only else x)
 
+    def forward_ragged(
+        self, input_ids: Tensor, tokens: Tokens, cache: Cache, *, rows: Tensor | None = None
+    ) -> Tensor:
+        """Logits `(1, n rows, vocab_size)` of sequences side by side; their `length` is not moved.
+
+        Args:
+            input_ids: `(1, n)`, the new tokens of all sequences in the order of `tokens.parts`.
+            tokens: see `worthit.nn.ragged.ragged_tokens`.
+            cache: see `worthit.nn.ragged.side_by_side`.
+            rows: of which tokens logits are wanted, in their order; None for all.
+        """
+        for described in (tokens, *(tokens.parts or ())):
+            described.relative_bias, described.low_rank = self.relative_bias, self.low_rank
+        x = self.run(self.embed(input_ids, tokens), tokens, cache)
+        return self.logits(x if rows is None else x[:, rows])
+
     def run(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
         """All layers, one after another."""
         for i, block in enumerate(self.layers):
-            x = block(x, tokens, None if cache is None else cache.layers[i])
+            x = passed(block, x, tokens, None if cache is None else cache.layers[i])
         return x
 
     def generate(self, prompt: Any, **options: Any) -> Any:

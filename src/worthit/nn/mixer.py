@@ -17,7 +17,12 @@ class Mixer(nn.Module):
 
     With a cache the pass continues what the cache holds and adds to it: a prefill and then single
     tokens give what one pass over everything gives.
+
+    `takes_parts` says that a ragged pass (`Tokens.parts`) can be given as it is, with a `Ragged` of
+    caches; otherwise its sequences come one by one.
     """
+
+    takes_parts = False
 
     def forward(self, x: Tensor, tokens: Tokens, cache: Any = None) -> Tensor:
         """Mix the tokens of one pass; causal."""

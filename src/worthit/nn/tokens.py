@@ -33,6 +33,9 @@ class Tokens:
         low_rank: `(context_len, rank)`, what projects keys along the sequence, shared likewise.
         slot_positions: `(batch, past + n)`, the place of every slot where tokens were left out
             between them; None where they follow each other.
+        parts: the sequences whose tokens stand side by side in the one row of a ragged pass, each
+            described by itself; None in a batch of rows (see `worthit.nn.ragged`).
+        start: where a part begins in its pass.
     """
 
     n: int
@@ -42,6 +45,8 @@ class Tokens:
     relative_bias: RelativeBias | None = None
     low_rank: Tensor | None = None
     slot_positions: Tensor | None = None
+    parts: list[Tokens] | None = None
+    start: int = 0
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:

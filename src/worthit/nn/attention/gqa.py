@@ -23,7 +23,8 @@ from worthit.nn.mixer import Mixer
 from worthit.nn.norm.qk_norm import QKNorm
 from worthit.nn.position import alibi
 from worthit.nn.position.nope import is_told_no_order
-from worthit.nn.position.rope import rotate, rotation
+from worthit.nn.position.rope import changes_with_length, rotate, rotation
+from worthit.nn.ragged import Ragged, each
 from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
 
@@ -44,6 +45,11 @@ def build_attention(attention: spec.Attention, model: spec.ModelSpec) -> Grouped
 class GroupedQueryAttention(Mixer):
     """Softmax attention whose query heads share `n_kv_heads` key/value heads."""
 
+    @property
+    def takes_parts(self) -> bool:  # type: ignore[override]  # a rule where others have a constant
+        """Unless its rotation depends on the length of the sequence."""
+        return not changes_with_length(self.position)
+
     def __init__(self, attention: spec.Attention, model: spec.ModelSpec) -> None:
         super().__init__()
         a, d = attention, model.d_model
@@ -63,7 +69,9 @@ class GroupedQueryAttention(Mixer):
         """Keys and values of all tokens, or of as many as can still be seen."""
         return KVCache(self.spec.reach)
 
-    def forward(self, x: Tensor, tokens: Tokens, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tokens, cache: KVCache | Ragged | None = None
+    ) -> Tensor:
         """`(batch, n, d_model)` to the same shape."""
         a = self.spec
         if a.in_scale != 1.0:
@@ -83,7 +91,10 @@ class GroupedQueryAttention(Mixer):
             q, k, v = (t.clamp(-a.qkv_clip, a.qkv_clip) for t in (q, k, v))
         q, k, v = (t.unflatten(-1, (-1, a.head_dim)).transpose(1, 2) for t in (q, k, v))
         q, k = self._placed(q, k, tokens)
-        out = self.recall(q, k, v, tokens, cache)
+        if tokens.parts is None:
+            out = self.recall(q, k, v, tokens, cache)
+        else:
+            out = self.recall_each(q, k, v, tokens, cache)
         out = out.transpose(1, 2).flatten(-2)  # (batch, n, n_heads * head_dim)
         if gate is not None:
             out = out * torch.sigmoid(gate)
@@ -118,6 +129,19 @@ class GroupedQueryAttention(Mixer):
             softcap=a.logit_softcap,
             sinks=self.sinks,
         )
+
+    def recall_each(
+        self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, caches: Ragged
+    ) -> Tensor:
+        """`recall` of every sequence of a ragged pass, from its own cache."""
+        assert tokens.parts is not None
+        own = caches.offer(k, v, tokens)
+        shares = zip(*(each(t, tokens, dim=2) for t in (q, k, v)), strict=True)
+        read = [
+            self.recall(*share, part, cache)
+            for share, part, cache in zip(shares, tokens.parts, own, strict=True)
+        ]
+        return torch.cat(read, dim=2)
 
     def fuse(self) -> None:
         """Put the three projections into one product; they are gone afterwards."""

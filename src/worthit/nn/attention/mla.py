@@ -31,7 +31,8 @@ from worthit.nn.cache import LatentCache
 from worthit.nn.mixer import Mixer
 from worthit.nn.norm.rmsnorm import RMSNorm
 from worthit.nn.position import alibi
-from worthit.nn.position.rope import rotate, rotation
+from worthit.nn.position.rope import changes_with_length, rotate, rotation
+from worthit.nn.ragged import Ragged, each
 from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
 
@@ -41,6 +42,11 @@ LATENT_NORM_EPS = 1e-6
 
 class MultiHeadLatentAttention(Mixer):
     """Softmax attention whose keys and values are rebuilt from a cached latent."""
+
+    @property
+    def takes_parts(self) -> bool:  # type: ignore[override]  # a rule where others have a constant
+        """Unless its rotation depends on the length of the sequence."""
+        return not changes_with_length(self.position)
 
     def __init__(self, attention: spec.LatentAttention, model: spec.ModelSpec) -> None:
         super().__init__()
@@ -65,7 +71,9 @@ class MultiHeadLatentAttention(Mixer):
         """Latent and rotary key of every token."""
         return LatentCache()
 
-    def forward(self, x: Tensor, tokens: Tokens, cache: LatentCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tokens, cache: LatentCache | Ragged | None = None
+    ) -> Tensor:
         """`(batch, n, d_model)` to the same shape."""
         a = self.spec
         q = self.queries(x).unflatten(-1, (a.n_heads, -1)).transpose(1, 2)
@@ -74,22 +82,61 @@ class MultiHeadLatentAttention(Mixer):
         latents = self.kv_norm(latents)
         if a.qk_rope_head_dim and self.position.kind == "rope":
             q_rope, rotary_keys = self._turned(q_rope, rotary_keys, tokens)
+        if tokens.parts is None:
+            out = self.recall(q_nope, q_rope, latents, rotary_keys, tokens, cache)
+        else:
+            out = self.recall_each(q_nope, q_rope, latents, rotary_keys, tokens, cache)
+        y: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
+        return y
+
+    def recall(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latents: Tensor,
+        rotary_keys: Tensor,
+        tokens: Tokens,
+        cache: LatentCache | None = None,
+    ) -> Tensor:
+        """What the queries read, `(batch, n_heads, n, v_head_dim)`; arguments of the new tokens."""
         if cache is not None:
             latents, rotary_keys = cache.append(latents, rotary_keys)
-
         n_keys = latents.shape[1]
         form = self.attend_absorbed if self.is_absorbed(tokens.n, n_keys) else self.attend_expanded
-        out = form(
+        return form(
             q_nope,
             q_rope,
             latents,
             rotary_keys,
-            mask=causal_mask(tokens, n_keys, x.device),
+            mask=causal_mask(tokens, n_keys, q_nope.device),
             is_causal=tokens.past == 0 and tokens.is_real is None,
             bias=self._bias(tokens, n_keys),
         )
-        y: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
-        return y
+
+    def recall_each(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latents: Tensor,
+        rotary_keys: Tensor,
+        tokens: Tokens,
+        caches: Ragged,
+    ) -> Tensor:
+        """`recall` of every sequence of a ragged pass, from its own cache."""
+        assert tokens.parts is not None
+        own = caches.offer(latents, rotary_keys, tokens)
+        shares = zip(
+            each(q_nope, tokens, dim=2),
+            each(q_rope, tokens, dim=2),
+            each(latents, tokens),
+            each(rotary_keys, tokens),
+            strict=True,
+        )
+        read = [
+            self.recall(*share, part, cache)
+            for share, part, cache in zip(shares, tokens.parts, own, strict=True)
+        ]
+        return cat(read, dim=2)
 
     def queries(self, x: Tensor) -> Tensor:
         """`(batch, n, n_heads * (qk_nope_head_dim + qk_rope_head_dim))`, through their latent."""

@@ -201,6 +201,9 @@ class SparseAttention(GroupedQueryAttention):
 class NativeSparseAttention(SparseAttention):
     """Compressed, selected and near keys, each branch weighed by a gate of the token."""
 
+    # Its gates are those of the whole pass.
+    takes_parts = False
+
     def __init__(
         self, attention: spec.Attention, model: spec.ModelSpec, *, near: int = MAX_BLOCK
     ) -> None:

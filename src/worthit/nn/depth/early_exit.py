@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worthit.nn.cache import Cache
-from worthit.nn.decoder import Block, Decoder
+from worthit.nn.decoder import Block, Decoder, passed
 from worthit.nn.mixer import Mixer
 from worthit.nn.tokens import Tokens, tokens_of
 from worthit.spec.model import ModelSpec
@@ -64,7 +64,7 @@ class EarlyExitDecoder(Decoder):
                     fill(block, x, tokens, caches)
                 continue
             before = x
-            x = torch.where(active[..., None], block(x, tokens, caches), x)
+            x = torch.where(active[..., None], passed(block, x, tokens, caches), x)
             if i + 1 in self.exits:
                 leaving = active & (self.uncertainty(x, before) < self.threshold)
                 self.depths = self.depths.masked_fill(leaving, i + 1)
@@ -102,7 +102,7 @@ def fill(block: torch.nn.Module, x: Tensor, tokens: Tokens, caches: list[Any]) -
     if type(block) is Block and not isinstance(block.ffn, Mixer):
         block.mix(x if block.mixer_norm is None else block.mixer_norm(x), tokens, caches)
     else:
-        block(x, tokens, caches)
+        passed(block, x, tokens, caches)
 
 
 def exit_loss(logits: list[Tensor], targets: Tensor, depths: list[int]) -> Tensor:

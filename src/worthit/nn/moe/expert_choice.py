@@ -30,6 +30,9 @@ from worthit.nn.tokens import Tokens
 class ExpertChoice(TopKMoE):
     """Experts that choose their tokens, sequence by sequence."""
 
+    # A choice depends on the other tokens of its sequence.
+    looks_around = True
+
     def pairs(self, routing: Routing, shape: torch.Size, tokens: Tokens | None) -> Pairs:
         """Each expert's best tokens of each row; each token's experts after a past."""
         if tokens is not None and tokens.past:

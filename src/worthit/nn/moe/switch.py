@@ -52,6 +52,9 @@ class JitteredRouter(Router):
 class Switch(TopKMoE):
     """Experts with a capacity, in order of position."""
 
+    # A choice depends on the other tokens of its sequence.
+    looks_around = True
+
     router_class = JitteredRouter
 
     def __init__(self, moe: spec.MoE, model: spec.ModelSpec) -> None:

@@ -54,6 +54,12 @@ def frequencies(position: Position, rotary_dim: int, length: int) -> tuple[Tenso
     return stretch(scaling, rotary_dim, position.rope_theta, length)
 
 
+def changes_with_length(position: Position) -> bool:
+    """Whether a sequence's rotation depends on how long it is."""
+    scaling = position.scaling
+    return scaling is not None and scaling.kind in ("dynamic", "longrope")
+
+
 def rotation(
     position: Position, rotary_dim: int, tokens: Tokens, like: Tensor
 ) -> tuple[Tensor, Tensor]:
