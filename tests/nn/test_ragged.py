@@ -34,18 +34,14 @@ def spec_of(*layers: Layer, **changed: object) -> ModelSpec:
 
 MODELS: dict[str, ModelSpec] = {
     **{
-        name: spec_of(
-            Layer(mixers=(m,), ffn=ChannelMix(d_ff=48) if isinstance(m, Rwkv) else FFN)
-        )
+        name: spec_of(Layer(mixers=(m,), ffn=ChannelMix(d_ff=48) if isinstance(m, Rwkv) else FFN))
         for name, m in MIXERS.items()
     },
     "hybrid": spec_of(
         Layer(mixers=(MIXERS["mamba2"],), ffn=EXPERTS), Layer(mixers=(PLAIN, LATENT), ffn=FFN)
     ),
     "experts": spec_of(Layer(mixers=(PLAIN,), ffn=EXPERTS)),
-    "expert choice": spec_of(
-        Layer(mixers=(PLAIN,), ffn=replace(EXPERTS, routing="expert-choice"))
-    ),
+    "expert choice": spec_of(Layer(mixers=(PLAIN,), ffn=replace(EXPERTS, routing="expert-choice"))),
     "capacity": spec_of(Layer(mixers=(PLAIN,), ffn=replace(EXPERTS, capacity_factor=1.0))),
     "alibi": spec_of(Layer(mixers=(PLAIN,), ffn=FFN), position=Position(kind="alibi")),
     "relative bias": spec_of(

@@ -250,6 +250,7 @@ class TextStream:
         self.stop = tuple(stop)
         self.text = ""
         self.is_stopped = False
+        self.stopped_by: str | None = None
         self._window: list[int] = []
         # How many ids of the window have given their text.
         self._n_said = 0
@@ -282,10 +283,11 @@ class TextStream:
     def _pass(self, new: str) -> str:
         """Let through what no stop string can begin in."""
         waiting = self._held + new
-        found = [at for at in (waiting.find(s) for s in self.stop) if at >= 0]
+        found = [(at, s) for s in self.stop if (at := waiting.find(s)) >= 0]
         if found:
+            at, self.stopped_by = min(found)
             self.is_stopped = True
-            waiting, self._held = waiting[: min(found)], ""
+            waiting, self._held = waiting[:at], ""
         else:
             n_held = self._n_possible_start(waiting)
             self._held = waiting[len(waiting) - n_held :]

@@ -3,17 +3,22 @@
 | step | after it |
 |---|---|
 | `penalise_repeats` | tokens that were there are less likely (Keskar et al. 2019, CTRL, arXiv:1909.05858) |
+| `penalise_counts` | less what was said once, or as often as it was said (OpenAI's presence and frequency penalties) |
+| `add_bias` | some tokens more or less likely by a number of the caller's |
 | temperature | logits divided by it; 0 takes the largest, and nothing below matters |
 | `keep_top_k` | the k largest remain (Fan et al. 2018, arXiv:1805.04833) |
 | `keep_top_p` | the fewest whose probabilities reach p (Holtzman et al. 2019, arXiv:1904.09751) |
 | `keep_min_p` | those at least `min_p` times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082) |
 
-What is dropped becomes minus infinity. The order is that of `transformers`.
+What is dropped becomes minus infinity. The order is that of `transformers`. `choose` takes one
+`Sampling` for a whole batch; an engine, whose rows all have their own, takes `adjust` and `restrict`
+for rows that agree and then `draw` with a number from each row's own source of chance.
 """  # noqa: E501 - a row of a table is one line
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +37,9 @@ class Sampling:
         top_p: 1 keeps all.
         min_p: 0 keeps all.
         repetition_penalty: 1 changes nothing; above 1, what was there is less likely.
+        presence_penalty: subtracted from the logit of every token that was said.
+        frequency_penalty: the same, times how often it was said. Neither counts the prompt.
+        logit_bias: `(token, number)` pairs, or a mapping; the number is added to the logit.
     """
 
     temperature: float = 0.0
@@ -39,8 +47,14 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
+        bias = self.logit_bias
+        if isinstance(bias, Mapping):
+            object.__setattr__(self, "logit_bias", tuple(sorted(bias.items())))
         problems = [
             f"{name}: must be {range_}, got {getattr(self, name)}"
             for name, range_, is_good in (
@@ -49,8 +63,15 @@ class Sampling:
                 ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
                 ("min_p", "from 0 to 1", 0 <= self.min_p <= 1),
                 ("repetition_penalty", "above 0", self.repetition_penalty > 0),
+                ("presence_penalty", "a number", True),
+                ("frequency_penalty", "a number", True),
             )
             if not (is_good and math.isfinite(getattr(self, name)))
+        ]
+        problems += [
+            f"logit_bias[{token}]: must be a number, got {value}"
+            for token, value in self.logit_bias
+            if math.isnan(value)
         ]
         if problems:
             raise InputError(*problems)
@@ -60,12 +81,23 @@ class Sampling:
         """Whether the largest logit is taken."""
         return self.temperature == 0
 
+    @property
+    def has_history(self) -> bool:
+        """Whether what was there or said changes the choice."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model's own logits decide as they are, and greedily."""
+        return self.is_greedy and not self.has_history and not self.logit_bias
+
 
 def choose(
     logits: Tensor,
     sampling: Sampling,
     *,
     was_there: Tensor | None = None,
+    counts: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """One token a row, `(batch,)`.
@@ -73,14 +105,49 @@ def choose(
     Args:
         logits: `(batch, vocab_size)`.
         was_there: `(batch, vocab_size)` booleans, the tokens that a penalty on repeats is for.
+        counts: `(batch, vocab_size)`, how often each token was said.
         generator: the source of chance; greedy choice needs none.
     """
-    if was_there is not None and sampling.repetition_penalty != 1.0:
-        logits = penalise_repeats(logits, was_there, sampling.repetition_penalty)
+    logits = adjust(logits, sampling, was_there=was_there, counts=counts)
     if sampling.is_greedy:
         return logits.argmax(dim=-1)
     kept = restrict(logits.float(), sampling)
     return torch.multinomial(kept.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def adjust(
+    logits: Tensor,
+    sampling: Sampling,
+    *,
+    was_there: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """Logits after penalties and bias: what greedy choice takes the largest of."""
+    if was_there is not None and sampling.repetition_penalty != 1.0:
+        logits = penalise_repeats(logits, was_there, sampling.repetition_penalty)
+    if counts is not None and (sampling.presence_penalty or sampling.frequency_penalty):
+        logits = penalise_counts(
+            logits, counts, sampling.presence_penalty, sampling.frequency_penalty
+        )
+    if sampling.logit_bias:
+        logits = add_bias(logits, sampling.logit_bias)
+    return logits
+
+
+def draw(probabilities: Tensor, chances: Tensor) -> Tensor:
+    """The token of each row at which the running sum passes its chance, `(batch,)`.
+
+    Args:
+        probabilities: `(batch, vocab_size)`, of any total.
+        chances: `(batch,)`, from 0 to below 1.
+    """
+    # In fp64: the sum of 10^5 small numbers in fp32 loses its last tokens.
+    sums = probabilities.double().cumsum(dim=-1)
+    wanted = chances.double()[:, None] * sums[:, -1:]
+    found = torch.searchsorted(sums, wanted, right=True)[:, 0]
+    # Rounding may take the product to the whole sum.
+    last = probabilities.shape[-1] - 1 - probabilities.flip(-1).gt(0).long().argmax(dim=-1)
+    return torch.minimum(found, last)
 
 
 def restrict(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -99,6 +166,20 @@ def penalise_repeats(logits: Tensor, was_there: Tensor, penalty: float) -> Tenso
     """Logits of tokens that were there: positive ones over the penalty, negative ones times it."""
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(was_there, lowered, logits)
+
+
+def penalise_counts(logits: Tensor, counts: Tensor, presence: float, frequency: float) -> Tensor:
+    """Logits less `presence` for each token that was said and `frequency` for each time."""
+    return logits - presence * (counts > 0) - frequency * counts
+
+
+def add_bias(logits: Tensor, bias: tuple[tuple[int, float], ...]) -> Tensor:
+    """Logits with a number added to those of some tokens."""
+    tokens = torch.tensor([token for token, _ in bias], device=logits.device)
+    numbers = torch.tensor([number for _, number in bias], device=logits.device)
+    biased = logits.clone()
+    biased[:, tokens] += numbers.to(logits.dtype)
+    return biased
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

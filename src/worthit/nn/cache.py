@@ -210,6 +210,12 @@ class Cache:
         if self.is_real is not None:
             self.is_real = self.is_real[rows]
 
+    def fork(self) -> Cache:
+        """A copy that goes on by itself."""
+        copy = Cache([[cache.fork() for cache in layer] for layer in self.layers])
+        copy.length, copy.is_real = self.length, self.is_real
+        return copy
+
     def mask_of(self, n: int, attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
         """The mask `(batch, length + n)` of everything seen and the `n` tokens to come.
 

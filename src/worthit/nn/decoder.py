@@ -90,7 +90,8 @@ class Block(nn.Module):
         if isinstance(self.ffn, Mixer):
             return mixed(self.ffn, h, tokens, caches[-1] if caches else None)
         if tokens.parts is not None and getattr(self.ffn, "looks_around", False):
-            return one_by_one(lambda x, part, _: self.ffn(x, part), h, tokens, None)
+            ffn = self.ffn
+            return one_by_one(lambda x, part, _: ffn(x, part), h, tokens, None)
         y: Tensor = self.ffn(h, tokens)
         return y
 

@@ -14,6 +14,8 @@ chunk, sinks, soft-capping, an output gate, multipliers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -69,10 +71,8 @@ class GroupedQueryAttention(Mixer):
         """Keys and values of all tokens, or of as many as can still be seen."""
         return KVCache(self.spec.reach)
 
-    def forward(
-        self, x: Tensor, tokens: Tokens, cache: KVCache | Ragged | None = None
-    ) -> Tensor:
-        """`(batch, n, d_model)` to the same shape."""
+    def forward(self, x: Tensor, tokens: Tokens, cache: Any = None) -> Tensor:
+        """`(batch, n, d_model)` to the same shape; a `Ragged` of caches where the pass is one."""
         a = self.spec
         if a.in_scale != 1.0:
             x = x * a.in_scale
@@ -136,11 +136,8 @@ class GroupedQueryAttention(Mixer):
         """`recall` of every sequence of a ragged pass, from its own cache."""
         assert tokens.parts is not None
         own = caches.offer(k, v, tokens)
-        shares = zip(*(each(t, tokens, dim=2) for t in (q, k, v)), strict=True)
-        read = [
-            self.recall(*share, part, cache)
-            for share, part, cache in zip(shares, tokens.parts, own, strict=True)
-        ]
+        q_, k_, v_ = (each(t, tokens, dim=2) for t in (q, k, v))
+        read = [self.recall(*share) for share in zip(q_, k_, v_, tokens.parts, own, strict=True)]
         return torch.cat(read, dim=2)
 
     def fuse(self) -> None:

@@ -24,6 +24,8 @@ YaRN's temperature is in `scale`, as the released checkpoints have it.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, cat, einsum, nn
 
 from worthit.nn.attention.core import attend, causal_mask
@@ -71,10 +73,8 @@ class MultiHeadLatentAttention(Mixer):
         """Latent and rotary key of every token."""
         return LatentCache()
 
-    def forward(
-        self, x: Tensor, tokens: Tokens, cache: LatentCache | Ragged | None = None
-    ) -> Tensor:
-        """`(batch, n, d_model)` to the same shape."""
+    def forward(self, x: Tensor, tokens: Tokens, cache: Any = None) -> Tensor:
+        """`(batch, n, d_model)` to the same shape; a `Ragged` of caches where the pass is one."""
         a = self.spec
         q = self.queries(x).unflatten(-1, (a.n_heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split((a.qk_nope_head_dim, a.qk_rope_head_dim), dim=-1)

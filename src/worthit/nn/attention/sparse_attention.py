@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -215,7 +216,7 @@ class NativeSparseAttention(SparseAttention):
         self.gate_proj = nn.Linear(model.d_model, 3 * attention.n_heads)
         self._gates: Tensor | None = None
 
-    def forward(self, x: Tensor, tokens: Tokens, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tokens, cache: Any = None) -> Tensor:
         """`(batch, n, d_model)` to the same shape."""
         gates = torch.sigmoid(self.gate_proj(x)).unflatten(-1, (3, -1))
         self._gates = gates.permute(2, 0, 3, 1)[..., None]  # (3, batch, n_heads, n, 1)

@@ -34,6 +34,13 @@ class RowCaches:
             self.rows.append(self.make())
             self.positions.append(positions[:1, :0])
 
+    def fork(self) -> RowCaches:
+        """A copy that goes on by itself."""
+        copy = RowCaches(self.make)
+        copy.rows = [[_copy(c) for c in row] for row in self.rows]
+        copy.positions = list(self.positions)
+        return copy
+
     @property
     def nbytes(self) -> int:
         """Bytes of all rows."""

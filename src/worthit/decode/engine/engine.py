@@ -1,0 +1,543 @@
+"""The engine: requests in, tokens out, many at once.
+
+    engine = Engine(model, tokenizer)
+    engine.add(Request(prompt="Hello"))
+    while engine.has_work:
+        for output in engine.step():
+            ...
+
+A step is: plan (`Scheduler`), one pass (`ModelRunner`), a choice for each sequence whose tokens are
+all computed (`chooser`), and what follows from it (stop, text, blocks). `add`, `abort` and `step`
+belong to one thread; `check` may be called from any.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from worthit.decode.engine.chooser import Chance, Choice, choose, logprob_of
+from worthit.decode.engine.config import EngineConfig
+from worthit.decode.engine.grammar import Grammars
+from worthit.decode.engine.request import (
+    Completion,
+    FinishReason,
+    Output,
+    QueueFull,
+    Request,
+    Sample,
+    TokenLogprob,
+    Usage,
+)
+from worthit.decode.engine.runner import ModelRunner, Runner
+from worthit.decode.engine.scheduler import Part, Scheduler
+from worthit.decode.engine.sequence import News, Sequence
+from worthit.decode.engine.stats import Stats
+from worthit.decode.generate import TextStream
+from worthit.errors import InputError
+
+if TYPE_CHECKING:
+    from worthit.decode.tokenizer import Tokenizer
+    from worthit.nn.decoder import Decoder
+
+# A request that asks for more is a mistake, or an attack.
+MAX_SAMPLES = 128
+MAX_STOPS = 64
+MAX_LOGPROBS = 50
+
+
+class Proposer(Protocol):
+    """Guesses tokens that may follow; the engine keeps those that the model would have chosen."""
+
+    def propose(self, sequence: Sequence) -> Ids[int]:
+        """A few tokens to follow `sequence.ids`, or none; called once a step."""
+
+    def observe(self, sequence: Sequence, n_drafted: int, n_accepted: int) -> None:
+        """How many of the proposed were right; called after each draft."""
+
+
+class Engine:
+    """Runs requests side by side on one model.
+
+    Args:
+        model: a decoder; `worthit.nn.inference.optimize` makes it faster.
+        tokenizer: for prompts that are text, for text in outputs, stop strings and grammars.
+        config: limits; see `EngineConfig`.
+        runner: in place of one of `model`.
+        clock: seconds, of any origin.
+    """
+
+    def __init__(
+        self,
+        model: Decoder | None = None,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+        *,
+        runner: Runner | None = None,
+        proposer: Proposer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = EngineConfig() if config is None else config
+        if runner is None:
+            if model is None:
+                raise InputError("model: an engine needs one, or a runner")
+            runner = ModelRunner(model, self.config)
+        self.runner, self.tokenizer, self.proposer = runner, tokenizer, proposer
+        self.clock = clock
+        self.memory = runner.memory
+        self.scheduler = Scheduler(
+            self.memory,
+            max_batch_tokens=self.config.max_batch_tokens,
+            max_sequences=self.config.max_sequences,
+        )
+        self.stats = Stats(n_blocks=self.memory.n_blocks)
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, runner.vocab_size)
+        # Unfinished samples of each request.
+        self._live: dict[str, list[Sequence]] = {}
+        # Who has said or ended something since the last outputs, and outputs for somebody else.
+        self._spoke: list[Sequence] = []
+        self._unread: list[Output] = []
+        self._counter = itertools.count()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or say something."""
+        return bool(self._live) or bool(self._spoke) or bool(self._unread)
+
+    @property
+    def _n_places(self) -> int:
+        """How many more requests may come."""
+        n_free = self.config.max_sequences - len(self.scheduler.running)
+        return self.config.max_waiting + n_free - self.scheduler.n_waiting
+
+    # Requests in.
+
+    def check(self, request: Request) -> list[int]:
+        """The ids of the prompt, if the request can be served at all.
+
+        Raises:
+            InputError: everything that is wrong with it.
+        """
+        problems = _problems(request, self.tokenizer is not None, self.runner.vocab_size)
+        prompt = request.prompt
+        ids: list[int] = []
+        if isinstance(prompt, str):
+            ids = [] if self.tokenizer is None else self.tokenizer.encode(prompt)
+        else:
+            ids = list(prompt)
+        if not ids and not problems:
+            problems.append("prompt: must have at least one token")
+        vocab, context = self.runner.vocab_size, self.runner.context_len
+        if not all(0 <= t < vocab for t in ids):
+            problems.append(f"prompt: ids must be whole numbers from 0 to {vocab - 1}")
+        if problems:
+            raise InputError(*problems)
+        if len(ids) >= context:
+            raise InputError(
+                f"prompt: this model's maximum context length is {context} tokens, and the prompt "
+                f"has {len(ids)}; shorten it"
+            )
+        n_total = len(ids) + self._max_tokens(request, len(ids))
+        if n_total > context:
+            raise InputError(
+                f"max_tokens: this model's maximum context length is {context} tokens, got "
+                f"{len(ids)} of the prompt and {request.max_tokens} to come; ask for at most "
+                f"{context - len(ids)}"
+            )
+        room = self.memory.n_tokens()
+        if room is not None and n_total > room:
+            raise InputError(
+                f"max_tokens: the cache of this engine holds {room} tokens, got {len(ids)} of the "
+                f"prompt and {n_total - len(ids)} to come; ask for less, or raise cache_bytes"
+            )
+        self.runner.check(n_total)
+        if request.grammar is not None:
+            assert self._grammars is not None
+            self._grammars.start(request.grammar)
+        return ids
+
+    def add(self, request: Request) -> str:
+        """Queue a request and return its id.
+
+        Raises:
+            InputError: it can never be served; see `check`.
+            QueueFull: too many wait.
+        """
+        ids = self.check(request)
+        if self._n_places <= 0:
+            raise QueueFull(self.scheduler.n_waiting, self._wait_s())
+        name = request.id
+        if name is None:
+            name = f"r{next(self._counter)}"
+        if name in self._live:
+            raise InputError(f"id: {name!r} is the id of a request that is not finished")
+        samples = [self._sequence(request, name, index, ids) for index in range(request.n)]
+        samples[0].followers = samples[1:]
+        self._live[name] = samples
+        self._note_state()
+        self.scheduler.add(samples[0])
+        return name
+
+    def abort(self, id: str) -> bool:
+        """End a request; its last outputs come with the next step. False where there is none."""
+        live = self._live.get(id)
+        if live is None:
+            return False
+        for sequence in list(live):
+            self._finish(sequence, "abort")
+        return True
+
+    def _sequence(self, request: Request, name: str, index: int, ids: list[int]) -> Sequence:
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        stop_ids = request.stop_ids
+        if stop_ids is None:
+            stop_ids = () if self.tokenizer is None else self.tokenizer.stop_ids
+        elif request.grammar is not None and self.tokenizer is not None:
+            # Where a grammar ends, nothing but these may follow.
+            stop_ids = (*stop_ids, *self.tokenizer.stop_ids)
+        now = self.clock()
+        grammar = None
+        if request.grammar is not None and self._grammars is not None:
+            grammar = self._grammars.start(request.grammar)
+        return Sequence(
+            request=request,
+            id=name,
+            index=index,
+            ids=list(ids),
+            n_prompt=len(ids),
+            max_tokens=self._max_tokens(request, len(ids)),
+            stop_ids=frozenset(stop_ids),
+            arrived_at=now,
+            order=(
+                now - self.config.patience_s * request.priority,
+                next(self._counter),
+                index,
+            ),
+            # Samples differ by their own seeds.
+            chance=Chance((seed + index) % 2**63, request.sampling, ids, self.runner.vocab_size),
+            stream=None if self.tokenizer is None else TextStream(self.tokenizer, request.stop),
+            grammar=grammar,
+        )
+
+    def _max_tokens(self, request: Request, n_prompt: int) -> int:
+        if request.max_tokens is not None:
+            return request.max_tokens
+        left = self.runner.context_len - n_prompt
+        room = self.memory.n_tokens()
+        return left if room is None else max(1, min(left, room - n_prompt))
+
+    def _wait_s(self) -> float:
+        """A guess at when a place is free: what a sample took, over how many run at once."""
+        done = self.stats.e2e_s
+        each = done.total / done.n if done.n else 1.0
+        return max(1.0, each / self.config.max_sequences)
+
+    # A step.
+
+    def step(self) -> list[Output]:
+        """Compute one step and return what is new; an empty list where there is nothing to do."""
+        started = self.clock()
+        if self.proposer is not None:
+            self._propose(self.proposer)
+        plan = self.scheduler.plan()
+        self.stats.n_preemptions += len(plan.preempted)
+        if plan.parts:
+            for part in plan.parts:
+                if part.sequence.started_at is None:
+                    part.sequence.started_at = started
+            try:
+                logits = self.runner.run(plan.parts)
+                self._advance(plan.parts, logits)
+            except Exception as error:  # whatever a pass raises concerns those who took part in it
+                self.stats.n_errors += 1
+                for part in plan.parts:
+                    self._fail(part.sequence, error)
+            self.stats.n_steps += 1
+            self.stats.n_step_tokens += plan.n_tokens
+        outputs, self._unread = [*self._unread, *self._outputs()], []
+        self.stats.step_s = self.clock() - started
+        self._note_state()
+        return outputs
+
+    def generate(self, requests: Ids[Request | str | Ids[int]]) -> list[Completion]:
+        """Serve these to their end and return them in order; others that wait are served beside.
+
+        Raises:
+            InputError: one of them can never be served; none is then begun.
+        """
+        wanted = [r if isinstance(r, Request) else Request(prompt=r) for r in requests]
+        for request in wanted:
+            self.check(request)
+        found: dict[str, Completion] = {}
+        waiting = list(reversed(wanted))
+        order: list[str] = []
+        others: list[Output] = []
+        while waiting or any(
+            sample.finish_reason is None for one in found.values() for sample in one.samples
+        ):
+            while waiting and self._n_places > 0:
+                request = waiting.pop()
+                order.append(self.add(request))
+                samples = [Sample() for _ in range(request.n)]
+                found[order[-1]] = Completion(id=order[-1], samples=samples)
+            for output in self.step():
+                if output.id not in found:
+                    others.append(output)
+                    continue
+                found[output.id].samples[output.index].add(output)
+                found[output.id].prompt_logprobs += output.prompt_logprobs
+        self._unread = others
+        return [found[name] for name in order]
+
+    def _propose(self, proposer: Proposer) -> None:
+        for sequence in self.scheduler.running:
+            # What is not computed yet has no successor to guess.
+            if sequence.n_computed + 1 == len(sequence.ids) and sequence.n_left > 1:
+                sequence.draft = list(proposer.propose(sequence))[: sequence.n_left - 1]
+
+    def _advance(self, parts: Ids[Part], logits: Tensor) -> None:
+        """Move everybody on by what was computed; choose where all of it was."""
+        now = self.clock()
+        at = 0
+        choosing: list[tuple[Sequence, Tensor]] = []
+        for part in parts:
+            sequence, n_rows, n_choices = part.sequence, part.n_rows, part.n_choices
+            rows = logits[at : at + n_rows]
+            at += n_rows
+            if n_rows > n_choices:
+                _note_prompt(part, rows)
+            rows = rows[n_rows - n_choices :]
+            if sequence.draft:
+                self._verify(part, rows, now)
+                continue
+            sequence.n_computed += part.n
+            if n_choices:
+                # Samples of a prompt that is computed now begin here, from the same logits.
+                choosing += [(s, rows) for s in self._begin_followers(sequence)]
+            else:
+                self.memory.settle(sequence)
+        if not choosing:
+            return
+        together = torch.cat([rows for _, rows in choosing])
+        choices = choose(together, [sequence for sequence, _ in choosing])
+        for (sequence, _), choice in zip(choosing, choices, strict=True):
+            self._say(sequence, choice, now)
+            if sequence.holding is not None:
+                self.memory.settle(sequence)
+
+    def _begin_followers(self, sequence: Sequence) -> list[Sequence]:
+        """The sequence and those that have waited for its prompt, each with a place of its own."""
+        followers, sequence.followers = sequence.followers, []
+        for follower in followers:
+            self.memory.fork(sequence, follower)
+            follower.n_cached = follower.n_prompt
+            follower.started_at = sequence.started_at
+            self.scheduler.join(follower)
+        return [sequence, *followers]
+
+    def _verify(self, part: Part, rows: Tensor, now: float) -> None:
+        """Choose token by token for as long as the draft says the same.
+
+        A choice is drawn from the model's distribution, whatever the draft: it agrees with a draft
+        with exactly the probability of that token, and where it does not it is a draw from the
+        rest. Greedy or not, the text is that of no drafts at all.
+        """
+        sequence, draft = part.sequence, part.sequence.draft
+        sequence.draft = []
+        sequence.n_computed += part.n
+        n_right = 0
+        for i in range(len(draft) + 1):
+            choice = choose(rows[i : i + 1], [sequence])[0]
+            is_right = i < len(draft) and choice.token == draft[i]
+            n_right += is_right
+            self._say(sequence, choice, now, share=1 / (len(draft) + 1))
+            if sequence.is_finished or not is_right:
+                break
+        sequence.n_drafted += len(draft)
+        sequence.n_accepted += n_right
+        self.stats.note_draft(len(draft), n_right)
+        if self.proposer is not None:
+            self.proposer.observe(sequence, len(draft), n_right)
+        if sequence.holding is None:
+            return
+        # The last chosen token is not computed; what stands before it is.
+        if sequence.n_computed > len(sequence.ids) - 1:
+            self.memory.take_back(sequence, len(sequence.ids) - 1)
+        self.memory.settle(sequence)
+
+    def _say(self, sequence: Sequence, choice: Choice, now: float, *, share: float = 1.0) -> None:
+        """Add a chosen token to its sequence, and end it where that ends it."""
+        if sequence.failure is not None:
+            self._finish(sequence, "error")
+            return
+        self._note_token(sequence, now, share)
+        token, news = choice.token, self._news_of(sequence)
+        sequence.ids.append(token)
+        sequence.chance.remember(token)
+        if sequence.grammar is not None:
+            sequence.grammar.accept(token)
+        if token in sequence.stop_ids:
+            self._finish(sequence, "stop", token)
+            return
+        news.ids.append(token)
+        if choice.logprob is not None:
+            news.logprobs.append(choice.logprob)
+        if sequence.stream is not None:
+            news.text += sequence.stream.feed(token)
+            if sequence.stream.is_stopped:
+                self._finish(sequence, "stop", sequence.stream.stopped_by)
+                return
+        if sequence.grammar is not None and sequence.grammar.is_done:
+            self._finish(sequence, "stop")
+        elif sequence.n_left <= 0:
+            self._finish(sequence, "length")
+
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, stopped_by: str | int | None = None
+    ) -> None:
+        """End a sample: its blocks are given back, and its last output is due."""
+        if sequence.is_finished:
+            return
+        sequence.finish_reason = reason
+        news = self._news_of(sequence)
+        if sequence.stream is not None:
+            news.text += sequence.stream.finish()
+        news.stopped_by = stopped_by
+        now = self.clock()
+        self.stats.finished[reason] += 1
+        self.stats.e2e_s.add(now - sequence.arrived_at)
+        if sequence.is_queued:
+            self.scheduler.remove(sequence)
+        else:
+            self.memory.free(sequence)
+        live = self._live[sequence.id]
+        live.remove(sequence)
+        if not live:
+            del self._live[sequence.id]
+        # Nobody is left to compute the prompt for them.
+        for follower in sequence.followers:
+            follower.failure = sequence.failure
+            self._finish(follower, reason)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        if not sequence.is_finished:
+            sequence.failure = f"{type(error).__name__}: {error}"
+            self._finish(sequence, "error")
+
+    # What was said and noted.
+
+    def _news_of(self, sequence: Sequence) -> News:
+        if sequence.news is None:
+            sequence.news = News()
+            self._spoke.append(sequence)
+        return sequence.news
+
+    def _outputs(self) -> list[Output]:
+        """What is new in every sequence that said or ended something."""
+        outputs = []
+        for sequence in self._spoke:
+            news, sequence.news = sequence.news, None
+            assert news is not None
+            prompt_logprobs: tuple[TokenLogprob, ...] = ()
+            if sequence.prompt_logprobs and (news.ids or sequence.is_finished):
+                prompt_logprobs = tuple(sequence.prompt_logprobs)
+                sequence.prompt_logprobs.clear()
+            outputs.append(
+                Output(
+                    id=sequence.id,
+                    index=sequence.index,
+                    ids=tuple(news.ids),
+                    text=news.text,
+                    logprobs=tuple(news.logprobs),
+                    prompt_logprobs=prompt_logprobs,
+                    finish_reason=sequence.finish_reason,
+                    stopped_by=news.stopped_by,
+                    usage=self._usage(sequence) if sequence.is_finished else None,
+                    error=sequence.failure,
+                )
+            )
+        self._spoke.clear()
+        return outputs
+
+    def _usage(self, sequence: Sequence) -> Usage:
+        began, first = sequence.started_at, sequence.first_token_at
+        now = self.clock()
+        return Usage(
+            n_prompt=sequence.n_prompt,
+            n_cached=sequence.n_cached,
+            n_completion=sequence.n_said,
+            n_drafted=sequence.n_drafted,
+            n_accepted=sequence.n_accepted,
+            n_preemptions=sequence.n_preemptions,
+            queue_s=(now if began is None else began) - sequence.arrived_at,
+            ttft_s=None if first is None else first - sequence.arrived_at,
+            total_s=now - sequence.arrived_at,
+        )
+
+    def _note_token(self, sequence: Sequence, now: float, share: float) -> None:
+        self.stats.n_generation_tokens += 1
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
+            self.stats.n_prompt_tokens += sequence.n_prompt
+            self.stats.ttft_s.add(now - sequence.arrived_at)
+        elif sequence.last_token_at is not None:
+            self.stats.itl_s.add((now - sequence.last_token_at) * share)
+        sequence.last_token_at = now
+
+    def _note_state(self) -> None:
+        self.stats.n_running = len(self.scheduler.running)
+        self.stats.n_waiting = self.scheduler.n_waiting
+        self.stats.n_blocks_held = self.memory.n_held
+        self.stats.n_prefix_asked = self.memory.hits.n_asked
+        self.stats.n_prefix_found = self.memory.hits.n_found
+
+
+def _note_prompt(part: Part, rows: Tensor) -> None:
+    """What the model thought of the prompt's tokens, of those it has not said it before."""
+    sequence, start = part.sequence, part.sequence.n_computed
+    n_top = sequence.request.prompt_logprobs
+    assert n_top is not None
+    for i, row in enumerate(rows):
+        at = start + i + 1
+        if at < sequence.n_prompt and at == sequence.n_prompt_noted + 1:
+            sequence.prompt_logprobs.append(logprob_of(row, sequence.ids[at], n_top))
+            sequence.n_prompt_noted = at
+
+
+def _problems(request: Request, has_tokenizer: bool, vocab_size: int) -> list[str]:
+    """What is wrong with a request by itself."""
+
+    def outside(name: str, least: int, most: int) -> list[str]:
+        value = getattr(request, name)
+        if value is None or least <= value <= most:
+            return []
+        return [f"{name}: must be from {least} to {most}, got {value}"]
+
+    problems = [
+        *outside("max_tokens", 1, 2**31),
+        *outside("n", 1, MAX_SAMPLES),
+        *outside("min_tokens", 0, 2**31),
+        *outside("logprobs", 0, MAX_LOGPROBS),
+        *outside("prompt_logprobs", 0, MAX_LOGPROBS),
+        *outside("seed", 0, 2**63 - 1),
+    ]
+    if len(request.stop) > MAX_STOPS:
+        problems.append(f"stop: must be at most {MAX_STOPS} strings, got {len(request.stop)}")
+    if any(not text for text in request.stop):
+        problems.append("stop: a stop string must not be empty")
+    for name in ("stop", "grammar"):
+        if getattr(request, name) and not has_tokenizer:
+            problems.append(f"{name}: needs the model's tokenizer")
+    if isinstance(request.prompt, str) and not has_tokenizer:
+        problems.append("prompt: text needs the model's tokenizer; give its ids")
+    beyond = [t for t, _ in request.sampling.logit_bias if not 0 <= t < vocab_size]
+    if beyond:
+        problems.append(f"logit_bias: ids must be from 0 to {vocab_size - 1}, got {beyond[0]}")
+    return problems
