@@ -19,7 +19,7 @@ from typing import Any
 from worthit.errors import unknown_name
 from worthit.train.batch import Data
 
-__all__ = ["task", "task_names"]
+__all__ = ["builder", "task", "task_names"]
 
 
 def task(name: str, **options: Any) -> Data:
@@ -28,12 +28,13 @@ def task(name: str, **options: Any) -> Data:
     Raises:
         UnknownName: no such task, or the task has no such option.
     """
-    build = _builder(name.replace("-", "_"))
+    build = builder(name)
     if build is None:
         raise unknown_name("task", name, task_names())
     known = inspect.signature(build).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for option in options:
-        if option not in known:
+        if option not in known and not takes_any:
             raise unknown_name(f"option of {name}", option, known)
     data: Data = build(**options)
     return data
@@ -41,14 +42,19 @@ def task(name: str, **options: Any) -> Data:
 
 def task_names() -> tuple[str, ...]:
     """Every task, sorted."""
-    modules = sorted(found.name for found in pkgutil.iter_modules(__path__))
-    return tuple(stem.replace("_", "-") for stem in modules if _builder(stem))
+    return tuple(name for name in sorted(_modules()) if builder(name))
 
 
-def _builder(stem: str) -> Callable[..., Data] | None:
-    """The `build` of a module of this folder; None where there is no such module or function."""
-    if stem.startswith("_") or stem not in {found.name for found in pkgutil.iter_modules(__path__)}:
+def builder(name: str) -> Callable[..., Data] | None:
+    """The `build` of a task; None where there is no such task."""
+    module = _modules().get(name.replace("_", "-"))
+    if module is None:
         return None
-    module = importlib.import_module(f"{__name__}.{stem}")
-    found: Callable[..., Data] | None = getattr(module, "build", None)
+    found: Callable[..., Data] | None = getattr(importlib.import_module(module), "build", None)
     return found
+
+
+def _modules() -> dict[str, str]:
+    """The modules of this folder that may hold a task, by the name the task would have."""
+    stems = [found.name for found in pkgutil.iter_modules(__path__)]
+    return {s.replace("_", "-"): f"{__name__}.{s}" for s in stems if not s.startswith("_")}
