@@ -13,7 +13,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["cost", "judge", "load_case", "load_model", "save_model"]
+__all__ = ["cost", "judge", "load_case", "load_model", "measure", "save_model"]
 
 _LAZY = {
     "load_case": "worthit.spec.load",
@@ -21,6 +21,7 @@ _LAZY = {
     "save_model": "worthit.nn.load",
     "cost": "worthit.cost",
     "judge": "worthit.judge",
+    "measure": "worthit.lab.measure",
 }
 
 

@@ -81,6 +81,12 @@ def known_names(kind: str) -> tuple[str, ...]:
         from worthit.spec.formats import FORMATS
 
         return tuple(FORMATS)
+    if kind == "experiment":
+        from worthit.scorecard.experiments import experiments
+        from worthit.techniques import catalogue
+
+        measured = [t.id for t in catalogue().values() if t.experiment is not None]
+        return tuple(dict.fromkeys([*experiments(), *measured]))
     from worthit.spec import load
 
     names: dict[str, Callable[[], tuple[str, ...]]] = {

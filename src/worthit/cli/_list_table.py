@@ -84,9 +84,14 @@ def _workload(entry: Entry) -> tuple[str, ...]:
     return entry["id"], entry["kind"], sizes, entry["name"]
 
 
+def _experiment(entry: Entry) -> tuple[str, ...]:
+    return entry["id"], entry["technique"], entry["measured"], entry["title"]
+
+
 _KINDS: dict[str, tuple[tuple[str, ...], Callable[[Entry], tuple[str, ...]]]] = {
     "models": (("MODEL", ">PARAMS", "NAME"), _model),
     "devices": (("DEVICE", ">MEMORY", ">BANDWIDTH", ">16-BIT PEAK", ">PRICE", "NAME"), _device),
     "techniques": (("TECHNIQUE", "ADOPTION", "RELIEVES", "NAME"), _technique),
+    "experiments": (("EXPERIMENT", "TECHNIQUE", "MEASURED", "TITLE"), _experiment),
     "workloads": (("WORKLOAD", "KIND", "SIZES", "NAME"), _workload),
 }

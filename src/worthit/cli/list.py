@@ -8,14 +8,14 @@ import click
 
 from worthit.cli import _terminal
 
-KINDS = ("models", "devices", "techniques", "workloads")
+KINDS = ("models", "devices", "techniques", "workloads", "experiments")
 
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(KINDS))
 @click.option("--json", "is_json", is_flag=True, help="Print the entries as JSON.")
 def command(kind: str, is_json: bool) -> None:
-    """List models, devices, techniques or workloads.
+    """List models, devices, techniques, workloads or experiments.
 
     \b
     worthit list devices

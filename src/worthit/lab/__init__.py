@@ -1,1 +1,1 @@
-"""The laboratory: tasks, experiments and what their outcomes say."""
+"""The laboratory: predictions made answerable, by tasks, experiments and what they decide."""

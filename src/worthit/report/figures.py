@@ -1,6 +1,6 @@
 """Figures drawn by matplotlib as SVG that belongs to the page: its colours, its fonts, its ids.
 
-The only file that imports matplotlib. Colours are placeholders that become CSS variables, so that
+Colours are placeholders that become CSS variables, so that
 one drawing serves light and dark; text stays text; equal input gives equal bytes.
 """
 
@@ -29,7 +29,7 @@ COLORS = {
 }
 INK, SOFT, LINE, ACCENT, SECOND, BAND, PAPER = COLORS
 SIZE = 10.0
-_SETTINGS = {
+SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "worthit",
     "font.size": SIZE,
@@ -85,7 +85,7 @@ def roofline(
     ridge = highest / bytes_per_s
     left, right = min([*xs, ridge]) / 3, max([*xs, ridge]) * 4
     lowest = min([p.flops_per_s for p in points] + [left * bytes_per_s])
-    with _quiet(), rc_context(_SETTINGS):
+    with quiet(), rc_context(SETTINGS):
         figure = Figure(figsize=(7.6, 4.3), layout="constrained")
         ax = figure.add_subplot()
         ax.set_xscale("log")
@@ -144,7 +144,7 @@ def roofline(
                     color=color,
                     zorder=5,
                 )
-        return _svg(figure, ident=ident, title=title)
+        return drawn(figure, ident=ident, title=title)
 
 
 def flip_plot(
@@ -159,13 +159,13 @@ def flip_plot(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with _quiet(), rc_context(_SETTINGS):
+    with quiet(), rc_context(SETTINGS):
         figure = Figure(figsize=(2.15 * max(len(curves), 2), 2.3), layout="constrained")
         panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         low, high = _limits(curves.values())
         for ax, (axis, points) in zip(panels, curves.items(), strict=True):
-            drawn = [p for p in points if 0 < p.ratio < float("inf")]
-            x = [p.value for p in drawn]
+            shown = [p for p in points if 0 < p.ratio < float("inf")]
+            x = [p.value for p in shown]
             ax.set_xscale("log", base=2)
             ax.set_yscale("log", base=2)
             ax.set_ylim(low, high)
@@ -173,13 +173,13 @@ def flip_plot(
             ax.axhline(1 / (1 - THRESHOLD), color=INK, linewidth=0.9, linestyle="--")
             ax.fill_between(
                 x,
-                [1 / p.high for p in drawn],
-                [1 / p.low if p.low > 0 else high for p in drawn],
+                [1 / p.high for p in shown],
+                [1 / p.low if p.low > 0 else high for p in shown],
                 color=BAND,
                 linewidth=0,
             )
-            ax.plot(x, [1 / p.ratio for p in drawn], color=ACCENT, linewidth=1.6)
-            now = [p for p in drawn if p.value == here.get(axis)]
+            ax.plot(x, [1 / p.ratio for p in shown], color=ACCENT, linewidth=1.6)
+            now = [p for p in shown if p.value == here.get(axis)]
             ax.plot(
                 [p.value for p in now],
                 [1 / p.ratio for p in now],
@@ -191,7 +191,7 @@ def flip_plot(
             _ticks(ax, points, here[axis], low, high)
             ax.set_xlabel(axis)
         panels[0].set_ylabel(labels["speedup"])
-        return _svg(figure, ident=ident, title=title)
+        return drawn(figure, ident=ident, title=title)
 
 
 def _ticks(ax: Any, points: Sequence[CurvePoint], here: float, low: float, high: float) -> None:
@@ -230,7 +230,7 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-class _quiet:
+class quiet:
     """No chatter on stderr about caches of fonts."""
 
     def __enter__(self) -> None:
@@ -242,7 +242,7 @@ class _quiet:
         self.logger.setLevel(self.level)
 
 
-def _svg(figure: Any, *, ident: str, title: str) -> str:
+def drawn(figure: Any, *, ident: str, title: str) -> str:
     """The figure as an element of the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

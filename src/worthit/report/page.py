@@ -7,9 +7,8 @@ outside is escaped. Equal judgements give equal pages.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from worthit.cost.bottleneck import percent
@@ -17,14 +16,13 @@ from worthit.cost.record import fit_json, ledger_json, memory_json
 from worthit.judge.judge import CurvePoint, Judgement, Verdict
 from worthit.judge.verdict import THRESHOLD
 from worthit.judge.words import METRIC_NAMES, count, duration, quantity, size, three
+from worthit.report import pieces
 from worthit.report import words as say
 from worthit.report._text import TEXTS
 from worthit.report.diagram import block_diagram
 from worthit.report.figures import RooflinePoint, flip_plot, roofline
 from worthit.report.records import change_of, text_of
 
-HOME = Path(__file__).parent
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 # Plots are for the verdicts that numbers argue for; the others have their tables.
 N_PLOTS = 14
 MEMORY_PARTS = (
@@ -49,98 +47,27 @@ def page(judgement: Judgement, *, command: str, lang: str = "en") -> str:
     ledger = ledger_json(judgement.cost)
     name = judgement.case.name or judgement.case.model.name
     sections = [
-        _section("binds", t["binds"], _bottlenecks(judgement, t)),
+        pieces.section("binds", t["binds"], _bottlenecks(judgement, t)),
         '<div class="pair">\n',
-        _section("memory", t["memory"], _memory(judgement, t)),
-        _section("time", t["time"], _times(judgement, t)),
+        pieces.section("memory", t["memory"], _memory(judgement, t)),
+        pieces.section("time", t["time"], _times(judgement, t)),
         "</div>\n",
-        _section("verdicts", t["verdicts"], _verdicts(judgement, t)),
-        _section("roofline", t["roofline"], _roofline(judgement, ledger, t)),
-        _section("techniques", t["techniques"], _techniques(judgement, t, lang)),
-        _section("ledger", t["ledger"], _ledger(ledger, t)),
-        _section("reproduce", t["reproduce"], _reproduce(command, t)),
+        pieces.section("verdicts", t["verdicts"], _verdicts(judgement, t)),
+        pieces.section("roofline", t["roofline"], _roofline(judgement, ledger, t)),
+        pieces.section("techniques", t["techniques"], _techniques(judgement, t, lang)),
+        pieces.section("ledger", t["ledger"], _ledger(ledger, t)),
+        pieces.section("reproduce", t["reproduce"], _reproduce(command, t)),
     ]
-    links = "".join(
-        f'<a href="#{key}">{escape(t[key])}</a>'
-        for key in ("binds", "verdicts", "roofline", "techniques", "ledger", "reproduce")
-    )
-    return f"""<!doctype html>
-<html lang="{lang}">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(t["title"])} {escape(name)}</title>
-<link rel="icon" href="data:,">
-<style>
-{_asset("page.css")}</style>
-</head>
-<body>
-<a class="skip" href="#verdicts">{escape(t["skip"])}</a>
-<header>
-<div class="bar"><nav aria-label="{escape(t["case"])}">{links}</nav>
-<button type="button" id="theme" class="js" data-auto="{escape(t["theme_auto"])}" \
-data-light="{escape(t["theme_light"])}" data-dark="{escape(t["theme_dark"])}">\
-{escape(t["theme"])}: <span>{escape(t["theme_auto"])}</span></button></div>
-<h1>{escape(t["title"])} <span class="model">{escape(name)}</span></h1>
-{_case(judgement, t)}
-</header>
-<main>
-{"".join(sections)}
-</main>
-<script>
-{_asset("page.js")}</script>
-</body>
-</html>
-"""
-
-
-def _asset(name: str) -> str:
-    return (HOME / name).read_text(encoding="utf-8")
-
-
-def _section(key: str, title: str, body: str) -> str:
-    return (
-        f'<section id="{key}" aria-labelledby="{key}-h"><h2 id="{key}-h">{escape(title)}</h2>\n'
-        f"{body}\n</section>\n"
-    )
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    label: str,
-    numbers: Iterable[int] = (),
-    kind: str = "",
-) -> str:
-    """A table of cells that are already HTML; wide ones scroll inside their own box."""
-    right = set(numbers)
-
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=num' if i in right else ''}>{cell}</{tag}>"
-            for i, cell in enumerate(row)
-        )
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>\n" for row in rows)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
-        f'<table class="{kind}"><thead><tr>{cells([escape(h) for h in heads], "th scope=col")}'
-        f"</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    ).replace("</th scope=col>", "</th>")
-
-
-def _figure(drawing: str, caption: str, table: str, t: Words, *, label: str = "") -> str:
-    if 'class="plot"' in drawing:
-        drawing = (
-            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
-            f"{drawing}</div>"
-        )
-    return (
-        f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption>"
-        f'<details class="data"><summary>{escape(t["table"])}</summary>{table}</details></figure>'
+    links = ("binds", "verdicts", "roofline", "techniques", "ledger", "reproduce")
+    return pieces.document(
+        t,
+        lang=lang,
+        title=f"{t['title']} {name}",
+        heading=f'{escape(t["title"])} <span class="model">{escape(name)}</span>',
+        links=[(key, t[key]) for key in links],
+        skip_to="verdicts",
+        head=_case(judgement, t),
+        body="".join(sections),
     )
 
 
@@ -151,19 +78,14 @@ def _case(judgement: Judgement, t: Words) -> str:
     fit = fit_json(judgement.cost)
     misfit = say.misfit_line(fit)
     alert = f'<p class="alert" role="alert"><b>✖</b> {escape(misfit)}</p>' if misfit else ""
-    facts = {
+    entries = {
         t["case"]: say.case_line(judgement.case, *say.param_counts(judgement)),
         t["layout"]: say.layout_text(fit),
         t["on_top_of"]: ", ".join(judgement.on_top_of),
         t["basis"]: say.basis(judgement),
         t["notes"]: " ".join(f"{w[:1].upper()}{w[1:]}." for w in judgement.case.warnings),
     }
-    rows = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
-        for key, value in facts.items()
-        if value
-    )
-    return f'{alert}<dl class="facts">{rows}</dl>'
+    return f"{alert}{pieces.facts(entries)}"
 
 
 def _bottlenecks(judgement: Judgement, t: Words) -> str:
@@ -178,7 +100,7 @@ def _bottlenecks(judgement: Judgement, t: Words) -> str:
         for b in judgement.bottlenecks
     ]
     heads = (t["share"], t["bottleneck"], t["phase"], t["meaning"])
-    return _table(heads, rows, label=t["binds"], kind="binds")
+    return pieces.table(heads, rows, label=t["binds"], kind="binds")
 
 
 def _memory(judgement: Judgement, t: Words) -> str:
@@ -219,7 +141,9 @@ def _memory(judgement: Judgement, t: Words) -> str:
         for key, value in parts
     ]
     rows.append((f"<b>{escape(last)}</b>", size(abs(rest)), escape(percent(abs(rest) / capacity))))
-    table = _table((t["part"], t["size"], t["of_usable"]), rows, label=t["memory"], numbers=(1, 2))
+    table = pieces.table(
+        (t["part"], t["size"], t["of_usable"]), rows, label=t["memory"], numbers=(1, 2)
+    )
     return f"<figure>{bar}<figcaption>{escape(summary)}</figcaption>{table}</figure>"
 
 
@@ -240,7 +164,7 @@ def _times(judgement: Judgement, t: Words) -> str:
                 )
             )
     heads = (t["what"], t["middle"], t["interval"])
-    return _table(heads, rows, label=t["time"], numbers=(1, 2))
+    return pieces.table(heads, rows, label=t["time"], numbers=(1, 2))
 
 
 # --- the verdicts --------------------------------------------------------------------------------
@@ -358,9 +282,9 @@ def _roofline(judgement: Judgement, ledger: list[dict[str, Any]], t: Words) -> s
         "%",
         t["time"],
     )
-    table = _table(heads, rows, label=t["roofline"], numbers=(2, 3, 4, 5))
+    table = pieces.table(heads, rows, label=t["roofline"], numbers=(2, 3, 4, 5))
     caption = f"{device.name}. {t['roofline_caption']}"
-    return _figure(drawing, caption, table, t, label=title)
+    return pieces.figure(drawing, caption, table, t, label=title)
 
 
 def roofline_points(ledger: list[dict[str, Any]]) -> list[RooflinePoint]:
@@ -421,7 +345,7 @@ def _ledger(ledger: list[dict[str, Any]], t: Words) -> str:
         t["time"],
         t["bound"],
     )
-    table = _table(heads, rows, label=t["ledger"], numbers=range(3, 7))
+    table = pieces.table(heads, rows, label=t["ledger"], numbers=range(3, 7))
     return f"<p>{escape(t['ledger_caption'])}</p>{table}"
 
 
@@ -528,8 +452,8 @@ def _flip_figure(v: Verdict, judgement: Judgement, t: Words, ident: str) -> str:
         for p in points
     ]
     heads = (t["axis"], t["value"], t["gain"], t["interval"], t["becomes"])
-    table = _table(heads, rows, label=title, numbers=(1, 2, 3))
-    return f"<h4>{escape(t['flips'])}</h4>" + _figure(
+    table = pieces.table(heads, rows, label=title, numbers=(1, 2, 3))
+    return f"<h4>{escape(t['flips'])}</h4>" + pieces.figure(
         drawing, t["flips_caption"], table, t, label=title
     )
 
@@ -545,8 +469,8 @@ def _diagram(v: Verdict, t: Words, ident: str) -> str:
     title = f"{v.technique.id}: {t['changes']}"
     drawing = block_diagram(steps, ident=f"{ident}-d", title=title, words=t)
     rows = [(escape(text_of(step)), escape(t[change_of(step)])) for step in steps]
-    table = _table((t["step"], t["changes"]), rows, label=title)
-    return f"<h4>{escape(t['changes'])}</h4>" + _figure(drawing, "", table, t).replace(
+    table = pieces.table((t["step"], t["changes"]), rows, label=title)
+    return f"<h4>{escape(t['changes'])}</h4>" + pieces.figure(drawing, "", table, t).replace(
         "<figcaption></figcaption>", ""
     )
 

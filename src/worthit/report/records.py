@@ -46,6 +46,23 @@ def techniques() -> list[Record]:
     return [technique_json(t) for t in catalogue().values()]
 
 
+def experiments() -> list[Record]:
+    """Every experiment, with the state of its newest result."""
+    from worthit.scorecard.experiments import experiments as found
+    from worthit.scorecard.results import newest
+
+    results = newest()
+    return [
+        {
+            "id": entry.id,
+            "technique": entry.technique,
+            "title": entry.title,
+            "measured": results[entry.id]["state"] if entry.id in results else "not yet",
+        }
+        for entry in found().values()
+    ]
+
+
 def technique_json(t: Technique) -> Record:
     """One technique's record, without its functions."""
     return {

@@ -43,8 +43,13 @@ def write_page(
     """
     from worthit.report.page import page
 
+    return write_text(page(judgement, command=command, lang=lang), path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> int:
+    """Write a page whole, and return its size in bytes; see `write_page`."""
     target = check_target(path)
-    content = page(judgement, command=command, lang=lang).encode("utf-8")
+    content = text.encode("utf-8")
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".worthit-", suffix=".html")

@@ -78,6 +78,7 @@ TECHNIQUE = Technique(
     "cannot grow faster than the bill.",
     apply=apply,
     module="worthit.nn.moe.topk_moe:TopKMoE",
+    experiment="worthit.lab.experiments.topk_moe:EXPERIMENT",
     parity=(
         "transformers 5.23 blocks of Mixtral, Qwen2-MoE, OLMoE, Granite-MoE, DeepSeek-V3, "
         "gpt-oss and Llama 4: outputs and gradients (tests/nn/moe/test_topk_moe.py)",
