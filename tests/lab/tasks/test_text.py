@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sysconfig
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_a_bpe_learns_from_training_alone_and_gives_the_text_back(small_library:
     # Thirty small files have fewer merges than were asked for.
     assert 256 < data.vocab_size <= 512
     parts = _stdlib.split_files(seed=0, max_bytes=8_000_000)
+    vocabulary = json.loads(data.tokenizer)["model"]["vocab"]
+    trained_on = {name for name, _ in parts["train"]}
+    # Each file adds a number of its own, often enough to become one token.
+    numbers = range(10, 30)
+    learned = [number for number in numbers if f"Ġ{number}" in vocabulary]
+    assert learned == [n for n in numbers if f"package{n % 3}/module_{n}.py" in trained_on]
+    assert len(learned) < len(numbers)
     for split in ("train", "test"):
         stream = "".join(body + "\0" for _, body in parts[split])
         tokens = data.tokens(split)
