@@ -21,6 +21,7 @@ from worthit.report.words import (
     misfit_line,
     param_counts,
 )
+from worthit.scorecard.evidence import sentence
 from worthit.techniques import Technique
 
 LABEL = 14
@@ -128,6 +129,8 @@ def _verdict_lines(judgement: Judgement, terminal: Terminal) -> Iterator[str]:
             "Would change", "at no point within a factor of 8 on any axis", terminal, width=LABEL
         )
     yield from labelled("Basis", basis(judgement), terminal, width=LABEL)
+    if v.measured is not None:
+        yield from labelled("Measured", sentence(v.measured), terminal, width=LABEL)
     yield from labelled("Check with", v.check_with, terminal, width=LABEL)
 
 

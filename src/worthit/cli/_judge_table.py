@@ -275,6 +275,9 @@ def footer_hints(judgement: Judgement, case: str, *, is_full: bool = False) -> l
     if not is_full:
         hints.append(("--all", "every reason in full"))
     hints.append(("--html report.html", "the same as a page, with figures"))
+    n_measured = sum(v.measured is not None for v in judgement.verdicts)
+    if n_measured:
+        hints.append(("worthit scorecard", f"what experiments measured of {n_measured} of these"))
     checks = dict.fromkeys(v.check_with for v in rows if v.check_with and v.decision != "never")
     hints += [(check, "puts the verdicts to the test") for check in list(checks)[:1]]
     return [

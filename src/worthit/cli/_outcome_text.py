@@ -68,6 +68,9 @@ def _predicted(outcome: Record, terminal: Terminal) -> Iterator[str]:
         found = "" if measured is None else f"measured {effect_number(p | measured, metrics)}"
         rows.append((p["agreement"], f"{p['arm']}: {name}", said, found))
     yield from _table("Predicted beside measured", rows, terminal)
+    for p in outcome["predicted"]:
+        if p["gap"]:
+            yield from labelled("Why off", f"{p['arm']}: {p['gap']}", terminal, width=LABEL)
 
 
 def _arms(outcome: Record, terminal: Terminal) -> Iterator[str]:

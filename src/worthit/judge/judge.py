@@ -34,6 +34,7 @@ from worthit.judge.verdict import (
     flips,
     gain,
 )
+from worthit.scorecard.evidence import evidence_of, is_of
 from worthit.spec.case import ADOPTIONS, Case, Training
 from worthit.techniques import UNSEEN, Technique, catalogue, technique
 
@@ -90,6 +91,7 @@ class Verdict:
     flips: tuple[Flip, ...] = ()
     curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict, repr=False)
     evidence: str = "predicted"
+    measured: dict[str, Any] | None = None
     check_with: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +121,7 @@ class Verdict:
             "quality": [{"claim": e.claim, "source": str(e.source)} for e in t.evidence],
             "sources": [str(s) for s in t.sources],
             "evidence": self.evidence,
-            "measured": None,
+            "measured": self.measured,
             "check_with": self.check_with,
         }
 
@@ -189,7 +191,9 @@ def judge_case(
     points = neighbourhood(case)
     base = evaluate(case, points)
     binding = tuple(bottlenecks(base))
-    verdicts = tuple(_judge_one(t, case, base, binding, with_curves) for t in chosen)
+    judged = (_judge_one(t, case, base, binding, with_curves) for t in chosen)
+    seen = evidence_of(chosen)
+    verdicts = tuple(_with_evidence(v, base.case, seen.get(v.technique.id)) for v in judged)
     return Judgement(
         case=base.case,
         cost=base,
@@ -208,6 +212,17 @@ def select(only: Iterable[str]) -> tuple[Technique, ...]:
         if name not in families:
             technique(name)
     return tuple(t for t in known.values() if not wanted or {t.id, t.family} & set(wanted))
+
+
+def _with_evidence(v: Verdict, case: Case, seen: dict[str, Any] | None) -> Verdict:
+    """`v` with what an experiment measured, which changes none of its numbers.
+
+    It stands behind the verdict only where it is of this very model on this very hardware.
+    """
+    if seen is None:
+        return v
+    is_here = is_of(seen, case.model.name, case.hardware.device.name)
+    return replace(v, measured=seen, evidence="measured" if is_here else v.evidence)
 
 
 @value

@@ -44,12 +44,14 @@ class Context:
     Attributes:
         setting: the experiment at its budget.
         folder: where this experiment's cells may keep files of their own.
+        seeds: of all cells, done ones included.
         n_threads: that torch may use.
         tick: `tick(share, note)` reports progress within a cell, between 0 and 1.
     """
 
     setting: Setting
     folder: Path
+    seeds: tuple[int, ...] = ()
     n_threads: int = 1
     tick: Callable[[float, str], None] = field(default=lambda share, note: None)
     made: dict[str, Any] = field(default_factory=dict)

@@ -225,6 +225,7 @@ class Experiment:
         predicted: what `cost` says before the run; cost's silence is an answer too.
         setup: makes what all cells share, `context.shared`, when the first one asks for it; it may
             keep files in `context.folder`.
+        gaps: by metric, why its prediction is known to miss here; shown where it does.
         means: the outcome in one sentence, by its state: `confirmed`, `refuted`, `inconclusive`.
     """
 
@@ -240,6 +241,7 @@ class Experiment:
     budgets: Mapping[str, Budget] = field(hash=False)
     predicted: Callable[[Setting], Iterable[Prediction]] | None = None
     setup: Callable[[Context], Any] | None = None
+    gaps: Mapping[str, str] = field(default_factory=dict, hash=False)
     means: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:

@@ -92,6 +92,9 @@ def take_turns(
     seconds: dict[str, list[float]] = {arm: [] for arm in calls}
     others: dict[str, dict[str, list[float]]] = {arm: {} for arm in calls}
     was_collecting = gc.isenabled()
+    # What is there by now is not looked at again: collecting between turns is quick.
+    gc.collect()
+    gc.freeze()
     try:
         for round_ in range(-how.n_warmup, n_rounds):
             context.tick(max(round_, 0) / n_rounds, "warming up" if round_ < 0 else "")
@@ -109,6 +112,7 @@ def take_turns(
                 for name, number in said.items():
                     others[arm].setdefault(name, []).append(float(number))
     finally:
+        gc.unfreeze()
         if was_collecting:
             gc.enable()
     return {arm: _timed(seconds[arm], others[arm]) for arm in calls}

@@ -70,7 +70,9 @@ def measure(
             command=command,
             is_continued=is_continued,
         ) as run:
-            context = Context(setting=setting, folder=run.scratch("shared"), n_threads=n)
+            context = Context(
+                setting=setting, folder=run.scratch("shared"), seeds=tuple(seeds), n_threads=n
+            )
             _run(experiment, context, run, seeds, say if not is_quiet else lambda text: None)
             outcome = make_outcome(
                 setting,

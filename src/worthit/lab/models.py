@@ -42,7 +42,8 @@ def tutor(budget: Budget) -> ModelSpec:
         heads = replace(attention, n_heads=n_heads, n_kv_heads=n_heads)
         return replace(layer, mixers=(heads,), ffn=replace(ffn, d_ff=4 * d_model))
 
-    return replace(spec.map_layers(narrower), d_model=d_model)
+    name = f"{spec.name}-{d_model}"
+    return replace(spec.map_layers(narrower), name=name, d_model=d_model)
 
 
 def attention(d_model: int, head_dim: int = 16, **changes: Any) -> Attention:

@@ -86,11 +86,12 @@ def make_outcome(
         "worth_it": worth_it(effects),
         "claims": [_claim(reading) for reading in readings],
         "effects": [_effect(found) for found in effects],
-        "predicted": [_comparison(found) for found in compared],
+        "predicted": [_comparison(found, e.gaps) for found in compared],
         "arms": {
             arm.id: {
                 "label": arm.label,
                 "is_baseline": arm is e.baseline,
+                "model": setting.specs[arm.id].name if arm.id in setting.specs else None,
                 "counts": dict(counted.get(arm.id, {})),
                 "tuning": tuning.get(arm.id),
                 "metrics": {
@@ -294,7 +295,7 @@ def _value(found: Effect) -> Record:
     }
 
 
-def _comparison(found: Comparison) -> Record:
+def _comparison(found: Comparison, gaps: Mapping[str, str]) -> Record:
     p = found.prediction
     return {
         "metric": p.metric,
@@ -307,6 +308,7 @@ def _comparison(found: Comparison) -> Record:
         "measured": None if found.measured is None else interval_json(found.measured),
         "agreement": found.agreement,
         "off_by": found.off_by,
+        "gap": gaps.get(p.metric) if found.agreement == "off" else None,
     }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 N_ROUNDS = 9
 N_WARMUP = 2
+JOB_OVERHEAD_S = 0.3
 PART = "speed"
 
 
@@ -39,6 +40,7 @@ def speed_jobs(
         def do(tick: Tick) -> None:
             how = Timing(
                 prepare=lambda context, arm, seed: CALLS[metric](context, arm, seed, build),
+                per="n",
                 n_warmup=N_WARMUP,
             )
             for arm, found in take_turns(how, context.ticking(tick), seed, N_ROUNDS).items():
@@ -51,7 +53,8 @@ def speed_jobs(
                     n=found.n,
                 )
 
-        return Job(f"{metric}, seed {seed}", n_turns * sum(step_s.values()), 0, do)
+        seconds = JOB_OVERHEAD_S + n_turns * sum(step_s.values())
+        return Job(f"{metric}, seed {seed}", seconds, 0, do)
 
     return [
         job(metric, seed)
@@ -61,21 +64,26 @@ def speed_jobs(
     ]
 
 
-def training_step(context: Context, arm: Arm, seed: int, build: Builder) -> Callable[[], None]:
+def training_step(
+    context: Context, arm: Arm, seed: int, build: Builder
+) -> Callable[[], dict[str, float]]:
     """A forward and a backward pass over one batch; the optimizer is the same for all."""
     data, loss = context.setting.data, arm.loss or next_token_loss
     assert data is not None
     model: nn.Module = build(context, arm)(seed).train()
     batch = data.batch(torch.Generator().manual_seed(seed), context.budget.batch_size)
 
-    def step() -> None:
+    def step() -> dict[str, float]:
         loss(model, batch).backward()
         model.zero_grad()
+        return {"n": 1.0}
 
     return step
 
 
-def decoded_token(context: Context, arm: Arm, seed: int, build: Builder) -> Callable[[], None]:
+def decoded_token(
+    context: Context, arm: Arm, seed: int, build: Builder
+) -> Callable[[], dict[str, float]]:
     """A prompt of half the context, then the other half token by token, one sequence alone."""
     data = context.setting.data
     assert data is not None
@@ -83,9 +91,8 @@ def decoded_token(context: Context, arm: Arm, seed: int, build: Builder) -> Call
     half = data.seq_len // 2
     ids = torch.randint(data.vocab_size, (half,), generator=torch.Generator().manual_seed(seed))
 
-    def decode() -> None:
-        for _ in tokens_of(model, [ids.tolist()], max_tokens=half):
-            pass
+    def decode() -> dict[str, float]:
+        return {"n": float(sum(1 for _ in tokens_of(model, [ids.tolist()], max_tokens=half)))}
 
     return decode
 

@@ -41,6 +41,8 @@ FIRST_TUNING_SEED = 10_000
 # Seeds train side by side; one more costs about this share of the first.
 COST_OF_ANOTHER_SEED = 0.35
 PROBE_STEPS = 2
+# What a probe does not see: the optimizer, drawing batches, evaluating; and each job's start.
+STEP_OVERHEAD, JOB_OVERHEAD_S = 1.4, 0.6
 Builder = Callable[[Context, Arm], Callable[[int], nn.Module]]
 
 
@@ -57,7 +59,7 @@ def training_jobs(how: Training, context: Context, run: Run, seeds: Sequence[int
         tuning += [
             Job(
                 f"{arm.id}, learning rate {rate:g}",
-                step_s[arm.id] * n_tuning * _weight(context.budget.n_tuning_seeds),
+                _seconds(step_s[arm.id], n_tuning, context.budget.n_tuning_seeds),
                 0,
                 partial(_tune, how, context, run, arm, rate),
             )
@@ -67,7 +69,7 @@ def training_jobs(how: Training, context: Context, run: Run, seeds: Sequence[int
         training.append(
             Job(
                 f"{arm.id}, {_seeds(missing)}",
-                step_s[arm.id] * n_steps * _weight(len(missing)),
+                _seconds(step_s[arm.id], n_steps, len(missing)),
                 len(missing),
                 partial(_train, how, context, run, arm, missing),
             )
@@ -264,8 +266,10 @@ def _progress(tick: Tick) -> Progress:
     return report
 
 
-def _weight(n_seeds: int) -> float:
-    return 1 + COST_OF_ANOTHER_SEED * (n_seeds - 1)
+def _seconds(step_s: float, n_steps: int, n_seeds: int) -> float:
+    """What training is going to take, roughly."""
+    together = 1 + COST_OF_ANOTHER_SEED * (n_seeds - 1)
+    return JOB_OVERHEAD_S + STEP_OVERHEAD * step_s * n_steps * together
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -218,7 +218,7 @@ def _predicted(outcome: Record) -> str:
             escape("" if p["value"] is None else effect_number(p, metrics)),
             escape("" if p["measured"] is None else effect_number(p | p["measured"], metrics)),
             escape("" if p["off_by"] is None else f"{100 * p['off_by']:+.0f} %"),
-            escape(p["basis"]),
+            escape("; ".join(filter(None, [p["basis"], p["gap"]]))),
         )
         for p in outcome["predicted"]
     ]

@@ -22,6 +22,7 @@ from worthit.report._text import TEXTS
 from worthit.report.diagram import block_diagram
 from worthit.report.figures import RooflinePoint, flip_plot, roofline
 from worthit.report.records import change_of, text_of
+from worthit.scorecard.evidence import sentence
 
 # Plots are for the verdicts that numbers argue for; the others have their tables.
 N_PLOTS = 14
@@ -424,6 +425,8 @@ def _numbers(v: Verdict, t: Words) -> str:
         before, after = quantity(p.metric, p.before), quantity(p.metric, p.after)
         rows.append((escape(METRIC_NAMES[p.metric]), f"{escape(before)} → {escape(after)}"))
     rows += [(escape(t["change"]), escape(say.flip_text(flip))) for flip in v.flips]
+    if v.measured is not None:
+        rows.append((escape(t["measured"]), escape(sentence(v.measured))))
     if v.check_with:
         rows.append((escape(t["check_with"]), f"<code>{escape(v.check_with)}</code>"))
     if not rows:

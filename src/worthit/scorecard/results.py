@@ -66,6 +66,7 @@ def summary(outcome: Record) -> Record:
     arms = {
         ident: {
             "label": arm["label"],
+            "model": arm["model"],
             "metrics": {m: found["measured"] for m, found in arm["metrics"].items()},
             "counts": arm["counts"],
             "learning_rate": None if arm["tuning"] is None else arm["tuning"]["best"],

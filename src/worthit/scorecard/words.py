@@ -20,10 +20,12 @@ def effect_number(found: Record, metrics: Mapping[str, Record]) -> str:
     is_ratio = metric.get("scale") == "ratio" and not found.get("is_value")
     is_signed = not is_ratio and not found.get("is_value")
     low, high = found.get("low"), found.get("high")
-    text = f"{three(value, is_signed=is_signed)}{'x' if is_ratio else ''}"
-    if low is None or high is None or low == high:
-        return text
-    return f"{text} [{three(low, is_signed=is_signed)}, {three(high, is_signed=is_signed)}]"
+    text = three(value, is_signed=is_signed)
+    shown = f"{text}{'x' if is_ratio else ''}"
+    if low is None or high is None:
+        return shown
+    ends = [three(end, is_signed=is_signed) for end in (low, high)]
+    return shown if ends == [text, text] else f"{shown} [{', '.join(ends)}]"
 
 
 def three(x: float, *, is_signed: bool = False) -> str:

@@ -22,14 +22,12 @@ from worthit.lab.experiment import (
     Matched,
     Measures,
     Prediction,
-    Training,
     Trial,
 )
-from worthit.lab.metrics import EXACT_MATCH, LOSS, PARAMETERS, STEP_SECONDS
-from worthit.lab.tasks import task
+from worthit.lab.experiments._tutor import BUDGETS, EXACT_MATCH, EXPECTED, ON_TUTOR
+from worthit.lab.metrics import LOSS, PARAMETERS, STEP_SECONDS
 from worthit.nn.moe.balance import load_balance_loss, load_of, max_violation, routings
 from worthit.spec.model import FeedForward, ModelSpec, MoE
-from worthit.techniques import Source
 from worthit.train import Batch, next_token_loss
 
 # Fedus et al. 2021, section 2.2, use 0.01.
@@ -77,13 +75,6 @@ def predicted(setting: Setting) -> list[Prediction]:
     ]
 
 
-QUICK = Budget(
-    n_seeds=5,
-    n_steps=300,
-    batch_size=32,
-    learning_rates=(1e-3, 3e-3, 1e-2),
-    n_tuning_steps=150,
-)
 EXPERIMENT = Experiment(
     id="topk-moe",
     technique="topk-moe",
@@ -92,11 +83,11 @@ EXPERIMENT = Experiment(
     expectation=Expectation(
         statement="Two experts converge and do not help: the tutor has none of the bottlenecks "
         "that a mixture relieves.",
-        source=Source(cite="worthit", title="Design", id="section 6, the grammar tutor"),
-        refuted_if="exact match rises by 2 points or more with two experts",
+        source=EXPECTED,
+        refuted_if="exact match rises by 5 points or more with two experts",
         worth_it=False,
     ),
-    how=Training(data=lambda budget: task("grammar-tutor"), score=balance),
+    how=replace(ON_TUTOR, score=balance),
     matched=Matched(
         what=("active parameters", "tokens"),
         because="each expert is a copy of the dense feed-forward and one runs a token; what is "
@@ -111,18 +102,7 @@ EXPERIMENT = Experiment(
         not_better(EXACT_MATCH, "moe"),
         at_most(IMBALANCE, "moe", 0.5),
     ),
-    budgets={
-        "smoke": replace(
-            QUICK,
-            n_seeds=3,
-            n_steps=60,
-            n_tuning_steps=30,
-            learning_rates=(3e-3, 1e-2),
-            sizes={"d_model": 64},
-        ),
-        "quick": QUICK,
-        "full": replace(QUICK, n_seeds=10, n_steps=1500, n_tuning_steps=750),
-    },
+    budgets=BUDGETS,
     predicted=predicted,
     means={
         "confirmed": "For 600 verb forms a second expert is memory and code without a gain: never.",

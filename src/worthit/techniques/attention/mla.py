@@ -102,6 +102,7 @@ TECHNIQUE = Technique(
     bottleneck="The key/value cache limits how many sequences fit and how long they may grow.",
     apply=apply,
     module="worthit.nn.attention.mla:MultiHeadLatentAttention",
+    experiment="worthit.lab.experiments.mla:EXPERIMENT",
     parity=(
         "transformers 5.23 `DeepseekV3Attention`, plain and with YaRN: outputs and weight "
         "gradients (tests/nn/attention/test_mla.py)",

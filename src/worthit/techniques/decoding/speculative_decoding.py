@@ -53,6 +53,7 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     apply=apply,
+    experiment="worthit.lab.experiments.speculative_decoding:EXPERIMENT",
     is_present=is_present,
     remove=without_draft,
     adoption="drop-in",

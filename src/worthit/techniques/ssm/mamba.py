@@ -63,6 +63,7 @@ TECHNIQUE = Technique(
     "content cannot choose what to keep of it.",
     apply=apply,
     module="worthit.nn.ssm.mamba:MambaMixer",
+    experiment="worthit.lab.experiments.mamba:EXPERIMENT",
     parity=(
         "transformers 5.23 mixers of Mamba, Falcon-Mamba and Jamba: outputs and gradients "
         "(tests/nn/ssm/test_mamba.py)",
