@@ -67,15 +67,20 @@ class Tokenizer:
         text: str = self.backend.decode(list(ids), skip_special_tokens=not has_special)
         return text
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """The ids of a conversation, up to where the model answers."""
-        return self.encode(self.render_chat(messages), has_special=False)
+        return self.encode(self.render_chat(messages, tools=tools), has_special=False)
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
+    def render_chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
         """A conversation in the model's own format, up to where the model answers.
 
         Args:
             messages: each with `role` (`system`, `user`, `assistant`) and `content`.
+            tools: descriptions of functions, for templates that know what to do with them.
 
         Raises:
             InputError: no template, or one that refuses these messages.
@@ -88,7 +93,12 @@ class Tokenizer:
             text: str = (
                 _environment()
                 .from_string(self.chat_template)
-                .render(messages=list(messages), add_generation_prompt=True, **self.special)
+                .render(
+                    messages=list(messages),
+                    tools=None if tools is None else list(tools),
+                    add_generation_prompt=True,
+                    **self.special,
+                )
             )
         except jinja2.TemplateError as error:
             raise InputError(f"the model's chat template: {error}") from None

@@ -239,6 +239,12 @@ class Decoder(nn.Module):
             cache.length += input_ids.shape[1]
         return self.logits(x[:, -1:] if last_only else x)
 
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """What the output head reads, `(batch, n, d_model)`: normalised."""
+        tokens = tokens_of(input_ids, past=0, attention_mask=None)
+        tokens.relative_bias, tokens.low_rank = self.relative_bias, self.low_rank
+        return _maybe(self.final_norm, self.run(self.embed(input_ids, tokens), tokens, None))
+
     def forward_ragged(
         self, input_ids: Tensor, tokens: Tokens, cache: Cache, *, rows: Tensor | None = None
     ) -> Tensor:
