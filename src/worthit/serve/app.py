@@ -145,7 +145,9 @@ async def complete(service: Service, http: HttpRequest) -> Response:
     n = body.n or 1
     if len(prompts) * n > MAX_CHOICES:
         raise ApiError(
-            400, f"prompt: at most {MAX_CHOICES} choices a body, got {len(prompts)} x n={n}"
+            400,
+            f"prompt: at most {MAX_CHOICES} choices a body, got {len(prompts)} x n={n}",
+            param="prompt",
         )
     if body.echo and body.stream:
         raise ApiError(400, "echo: not supported in a stream; leave out one", param="echo")
