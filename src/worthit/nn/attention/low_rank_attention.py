@@ -76,6 +76,9 @@ class PerformerAttention(GroupedQueryAttention):
     The features are drawn once, and are a buffer: no parameter.
     """
 
+    # A state, not keys, is what it continues.
+    takes_parts = False
+
     def __init__(self, attention: spec.Attention, model: spec.ModelSpec) -> None:
         super().__init__(attention, model)
         a = attention
