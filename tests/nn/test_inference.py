@@ -28,6 +28,28 @@ SIZES = {
 MODELS = {
     "tied": {"model_type": "llama", **SIZES, "tie_word_embeddings": True},
     "biases": {"model_type": "qwen2", **SIZES, "tie_word_embeddings": False},
+    "experts": {
+        "model_type": "mixtral",
+        **SIZES,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+    },
+    "latents": {
+        "model_type": "deepseek_v2",
+        **SIZES,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "first_k_dense_replace": 2,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 16,
+    },
     "no GQA at all": {
         "model_type": "mamba",
         "vocab_size": 96,

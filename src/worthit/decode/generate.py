@@ -70,7 +70,7 @@ def tokens_of(
     """
     _check(model, prompts)
     sampling = Sampling() if sampling is None else sampling
-    device = model.embedding.weight.device
+    device = model.device
     ids, mask = left_padded(prompts, device)
     generator = None
     if not sampling.is_greedy:

@@ -6,6 +6,7 @@ slots (mixers, feed-forward, norms) are filled by `worthit.nn.mixer.module_for`.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from worthit.nn.norm import norm_for
 from worthit.nn.position import sinusoidal
 from worthit.nn.position.learned_positions import LearnedPositions
 from worthit.nn.position.relative_bias import RelativeBias
+from worthit.nn.quant.linear import StoredEmbedding
 from worthit.nn.ragged import in_rows, one_by_one
 from worthit.nn.tokens import Tokens, tokens_of
 from worthit.spec.model import Attention, Layer, ModelSpec
@@ -166,8 +168,10 @@ class Decoder(nn.Module):
         self.is_optimized = False
         self.tied_head: nn.Module | None = None
         self.source_config: dict[str, Any] | None = None
+        # What `worthit.nn.quant` stored in few bits, as `config.json` says it.
+        self.quantization: dict[str, Any] | None = None
         width = spec.embedding_dim or spec.d_model
-        self.embedding = nn.Embedding(spec.vocab_size, width)
+        self.embedding: nn.Module = nn.Embedding(spec.vocab_size, width)
         is_narrow = width != spec.d_model
         self.embedding_in = nn.Linear(width, spec.d_model, bias=False) if is_narrow else None
         self.embedding_out = nn.Linear(spec.d_model, width, bias=False) if is_narrow else None
@@ -191,6 +195,21 @@ class Decoder(nn.Module):
         self.head: nn.Linear | None = None
         if not spec.has_tied_embeddings:
             self.head = nn.Linear(width, spec.vocab_size, bias=spec.has_head_bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        held = chain(self.embedding.parameters(), self.embedding.buffers())
+        device: torch.device = next(held).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        table = self.embedding
+        held = table.scales if isinstance(table, StoredEmbedding) else table.weight
+        dtype: torch.dtype = held.dtype
+        return dtype
 
     def new_cache(self) -> Cache:
         """An empty cache for `forward`, one entry a layer application."""
@@ -302,7 +321,12 @@ class Decoder(nn.Module):
         if self.embedding_out is not None:
             x = self.embedding_out(x)
         head = self.tied_head if self.head is None else self.head
-        y = functional.linear(x, self.embedding.weight) if head is None else head(x)
+        if head is not None:
+            y = head(x)
+        elif isinstance(self.embedding, StoredEmbedding):
+            y = self.embedding.as_head(x)
+        else:
+            y = functional.linear(x, self.embedding.weight)
         if self.spec.logit_scale != 1.0:
             y = y * self.spec.logit_scale
         if self.spec.logit_softcap is not None:

@@ -7,18 +7,25 @@ in place, for inference alone:
 - queries, keys and values are one product, and not three;
 - fp32 matrices that are no wider than tall are stored column by column, where the library's product
   with one vector streams through memory, and is no slower for many;
-- bf16 matrices are packed for oneDNN, whose product then starts without reordering them.
+- bf16 matrices are packed for oneDNN, whose product then starts without reordering them;
+- matrices stored in few bits take the form of PyTorch's packed products (`nn.quant.kernels`), or
+  are widened once to the model's own type where there is none.
 
-Where this build of torch has no such packing, that step is left out.
+Where this build of torch has no such packing, that step is left out. `products` says what a model
+is multiplied by.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
 
 from worthit.nn.attention.gqa import GroupedQueryAttention
 from worthit.nn.decoder import Decoder
+from worthit.nn.quant.kernels import Int4Linear, Int8Linear, fast, fast_stack, fast_table
+from worthit.nn.quant.linear import StoredEmbedding, StoredLinear, StoredStack, dense
 
 
 def optimize(model: Decoder) -> Decoder:
@@ -26,7 +33,7 @@ def optimize(model: Decoder) -> Decoder:
 
     Weights elsewhere than on a CPU stay as they are.
     """
-    if model.is_optimized or model.embedding.weight.device.type != "cpu":
+    if model.is_optimized or model.device.type != "cpu":
         return model
     model.requires_grad_(requires_grad=False)
     for module in model.modules():
@@ -35,7 +42,14 @@ def optimize(model: Decoder) -> Decoder:
     can_pack = _can_pack()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if isinstance(child, StoredStack):
+                setattr(parent, name, fast_stack(child) or child)
+            # What is read as a matrix must stay one.
+            is_read = name in getattr(parent, "weights_read", ())
+            if isinstance(child, StoredLinear):
+                child = (None if is_read else fast(child)) or dense(child)
+                setattr(parent, name, child)
+            if not is_read and type(child) is nn.Linear:
                 _lay_out(parent, name, child, can_pack=can_pack)
     _lay_out_tied_head(model, can_pack=can_pack)
     model.is_optimized = True
@@ -67,13 +81,38 @@ def _lay_out(parent: nn.Module, name: str, linear: nn.Linear, *, can_pack: bool)
 
 def _lay_out_tied_head(model: Decoder, *, can_pack: bool) -> None:
     """The head of a model whose embedding it is: looked up by rows, multiplied as a matrix."""
-    weight = model.embedding.weight
     if model.head is not None:
         return
+    if isinstance(model.embedding, StoredEmbedding):
+        model.tied_head = fast_table(model.embedding)
+        if model.tied_head is None:
+            table = model.embedding.weight
+            model.embedding = nn.Embedding.from_pretrained(table)
+        else:
+            return
+    weight = model.embedding.weight
     if weight.dtype == torch.bfloat16 and can_pack:
         model.tied_head = PackedLinear(weight, None)
     elif weight.dtype == torch.float32:
         weight.data = _by_columns(weight.data)
+
+
+def products(model: Decoder) -> dict[str, int]:
+    """How many matrices of `model` are multiplied by which product, most first.
+
+    `int4` and `int8` are the packed products, `stored` unpacks at every call, `dense` is any other.
+    """
+    kinds = {
+        Int4Linear: "int4",
+        Int8Linear: "int8",
+        StoredLinear: "stored",
+        PackedLinear: "dense",
+        nn.Linear: "dense",
+    }
+    counted = Counter(kinds[type(m)] for m in model.modules() if type(m) in kinds)
+    if model.head is None and model.tied_head is None:
+        counted["stored" if isinstance(model.embedding, StoredEmbedding) else "dense"] += 1
+    return dict(counted.most_common())
 
 
 def _by_columns(weight: Tensor) -> Tensor:

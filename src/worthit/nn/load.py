@@ -1,4 +1,4 @@
-"""Checkpoints in and out: a folder of `config.json` and safetensors to a `Decoder`, and back.
+"""Checkpoints in: a folder of `config.json` and safetensors, or a `.gguf`, to a `Decoder`.
 
 The decoder is built without memory, every tensor is checked by the files' headers before any is
 read, and then each is read, laid out as ours and put in place: nothing is held twice.
@@ -6,26 +6,27 @@ read, and then each is read, laid out as ours and put in place: nothing is held 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from worthit.errors import SpecError, WorthitError, unknown_name
+from worthit.errors import SpecError, unknown_name
 from worthit.nn.decoder import Decoder, build
+from worthit.nn.quant import checkpoint as stored_form
+from worthit.nn.save import rules_of, save_model, tensors_of
 from worthit.nn.weights import quantized
-from worthit.nn.weights.names import BUFFERS, Names, Rule, bind, names_of, shapes
-from worthit.spec.checkpoint import INDEX, SINGLE, read_checkpoint, read_tensors
-from worthit.spec.codec import to_json
-from worthit.spec.hf import from_config, to_config
+from worthit.nn.weights.misfits import misfits, named
+from worthit.nn.weights.names import BUFFERS, Names, Rule, names_of, shapes
+from worthit.spec.checkpoint import read_checkpoint, read_tensors
 from worthit.spec.model import ModelSpec
 from worthit.spec.resolve import find_weights, read_json, resolve
+
+__all__ = ["DTYPES", "checkpoint_path", "load_model", "save_model"]
 
 DTYPES = {
     "fp32": torch.float32,
@@ -39,7 +40,6 @@ DTYPES = {
 _PLAIN = ("F64", "F32", "F16", "BF16")
 # What writers of composites put in front of the language model's names, longest first.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.")
-MAX_SHARD_BYTES = 5 * 10**9
 
 
 def load_model(
@@ -47,6 +47,7 @@ def load_model(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    packed: bool | None = None,
 ) -> Decoder:
     """The model whose weights are in `source`, ready for `model(input_ids)`.
 
@@ -56,6 +57,8 @@ def load_model(
         dtype: of the parameters, `"fp32"`, `"bf16"` or `"fp16"`; None keeps what is stored. Where
             that is quantized, None is fp32 for a `.gguf` and the model's own 16 bits otherwise.
         device: where to put them.
+        packed: keep matrices that are stored in few bits so, where `worthit.nn.quant` has their
+            format, or widen them all; None keeps those of `worthit quantize` and widens others.
 
     Raises:
         SpecError: files that are damaged, or whose tensors are not those of the model that the
@@ -65,7 +68,7 @@ def load_model(
     """
     path = checkpoint_path(source)
     load = _load_gguf if path.is_file() else _load_folder
-    model = load(path, dtype, device)
+    model = load(path, dtype, device, packed)
     model.source = str(path)
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not left, f"not filled: {left}"
@@ -73,71 +76,27 @@ def load_model(
     return model
 
 
-def save_model(
-    model: Decoder,
-    folder: str | Path,
-    *,
-    config: Mapping[str, Any] | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """Write `config.json` and safetensors files under their published names.
-
-    With a Hugging Face config, `transformers` loads the folder too. It is the one given, the one
-    that the model was loaded with, or one of the usual types that describes it. A model that none
-    of them describes is written in worthit's own form, config and names; `load_model` reads both.
-
-    Raises:
-        SpecError: a config that describes another model.
-        WorthitError: a model that `worthit.nn.inference.optimize` changed.
-    """
-    if model.is_optimized:
-        raise WorthitError("a model laid out for inference cannot be saved; load it again")
-    folder = Path(folder)
-    if config is None:
-        config = _fitting_config(model)
-    elif not _describes(config, model.spec):
-        raise SpecError(
-            "config: describes another model than the one to write; give the one that belongs to "
-            "it, or none"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = _tensors(model)
-    rules = _rules(model, None if config is None else config["model_type"])
-    shards = _shards(rules, ours, max_shard_bytes)
-    names = [
-        SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        for i in range(1, len(shards) + 1)
-    ]
-    placed: dict[str, str] = {}
-    for file, shard in zip(names, shards, strict=True):
-        _write_shard(folder / file, shard, ours)
-        placed |= {name: file for rule in shard for name in rule.theirs}
-    for old in folder.glob("model*.safetensors"):
-        if old.name not in names:
-            old.unlink()
-    (folder / INDEX).unlink(missing_ok=True)
-    if len(shards) > 1:
-        n_bytes = sum(t.numel() * t.element_size() for t in ours.values())
-        index = {"metadata": {"total_size": n_bytes}, "weight_map": placed}
-        _write_json(folder / INDEX, index)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", _written_config(config, model.spec, dtype))
-
-
 def _load_folder(
-    folder: Path, dtype: str | torch.dtype | None, device: str | torch.device
+    folder: Path,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device,
+    packed: bool | None,
 ) -> Decoder:
     checkpoint = read_checkpoint(folder)
     if not checkpoint.n_tensors:
         raise SpecError(f"{folder}: holds a config and no weights (*.safetensors)")
     spec = checkpoint.model
+    config = read_json(folder / "config.json")
+    quantization = stored_form.quantization_of(config)
+    if quantization is not None:
+        model = _load_stored(folder, spec, config, quantization, dtype, device)
+        return stored_form.unpack(model) if packed is False else model
     _refuse_quantized(spec, folder)
     stored = spec.precision.weights
     # What is quantized is unpacked to what the model computes in.
     wanted = _dtype(dtype or (stored if stored in DTYPES else spec.precision.activations))
     with torch.device("meta"):
         model = build(spec)
-    config = read_json(folder / "config.json")
     model.source_config = _text_config(config)
     with ExitStack() as stack:
         files = _Files(folder, stack, is_composite="text_config" in config)
@@ -146,7 +105,40 @@ def _load_folder(
     return model
 
 
-def _load_gguf(path: Path, dtype: str | torch.dtype | None, device: str | torch.device) -> Decoder:
+def _load_stored(
+    folder: Path,
+    spec: ModelSpec,
+    config: Mapping[str, Any],
+    quantization: dict[str, Any],
+    dtype: str | torch.dtype | None,
+    device: str | torch.device,
+) -> Decoder:
+    """A model that `worthit quantize` wrote."""
+    stored_form.check(quantization, f"{folder / 'config.json'}: quantization_config")
+    with torch.device("meta"):
+        model = build(spec)
+    model.source_config = _text_config(config)
+    model.quantization = quantization
+    with ExitStack() as stack:
+        files = _Files(folder, stack, is_composite=False)
+        problems = stored_form.prepare(model, quantization, files.stored)
+        expected = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+        found = {name: tensor.shape for name, tensor in files.stored.items()}
+        extra = [name for name in found if name not in expected]
+        problems += [*misfits(expected, found), *named(extra, "not a tensor of this model")]
+        if problems:
+            raise SpecError(*problems, context=str(folder))
+        wanted = _dtype(dtype or spec.precision.activations)
+        stored_form.fill(model, files.read, wanted, device)
+    return model
+
+
+def _load_gguf(
+    path: Path,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device,
+    packed: bool | None,
+) -> Decoder:
     from worthit.nn.weights import gguf, gguf_rules
     from worthit.spec.gguf import read_gguf
 
@@ -158,12 +150,12 @@ def _load_gguf(path: Path, dtype: str | torch.dtype | None, device: str | torch.
     with torch.device("meta"):
         model = build(spec)
     model.source_config = file.config
-    ours = _tensors(model)
+    ours = tensors_of(model)
     rules = gguf_rules.rules(spec, file.architecture, ours, tensors.stored)
     expected = shapes(rules, ours)
     found = {name: tensors.shape(name, expected.get(name)) for name in tensors.stored}
     extra = [name for name in found if gguf_rules.is_extra(name, spec.n_layers, expected)]
-    problems = [*_misfits(expected, found), *_named(extra, "not a tensor of this model")]
+    problems = [*misfits(expected, found), *named(extra, "not a tensor of this model")]
     if problems:
         raise SpecError(*problems, context=str(path))
     _fill(model, rules, lambda name: tensors.read(name, expected[name]), wanted, device)
@@ -286,30 +278,14 @@ def _language_model(names: Iterable[str]) -> Iterable[tuple[str, str]]:
 # --- does it fit --------------------------------------------------------------------------------
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.state_dict(keep_vars=True))
-
-
-def _rules(
-    model: Decoder, model_type: str | None, theirs: Iterable[str] | None = None
-) -> list[Rule]:
-    """The rules for `model` as a checkpoint of `model_type`; None is worthit's own form."""
-    ours = _tensors(model)
-    if model_type is None:
-        return [Rule.same(name) for name in ours]
-    there = None if theirs is None else frozenset(theirs)
-    names = names_of(replace(model.spec, model_type=model_type))
-    return bind(names, ours, model.spec.n_layers, there)
-
-
 def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
     """The rules that fill `model` from `files`, or everything that is in the way."""
     is_published = model.source_config is not None
     names = names_of(model.spec) if is_published else Names(())
     if is_published:
         files.add_base(names.base, _of(names, "embedding")[0])
-    rules = _rules(model, model.spec.model_type if is_published else None, files.stored)
-    expected = shapes(rules, _tensors(model))
+    rules = rules_of(model, model.spec.model_type if is_published else None, files.stored)
+    expected = shapes(rules, tensors_of(model))
     found = {name: tensor.shape for name, tensor in files.stored.items()}
     tied = _of(names, "head") if model.head is None else ()
     ignored = [BUFFERS, *(re.compile(pattern) for pattern in names.ignored)]
@@ -319,8 +295,8 @@ def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
         if name not in expected and name not in tied and not any(p.search(name) for p in ignored)
     ]
     problems = [
-        *_misfits(expected, found),
-        *_named(extra, "not a tensor of this model"),
+        *misfits(expected, found),
+        *named(extra, "not a tensor of this model"),
         *(
             f"{name}: expected one of {', '.join(_PLAIN)}, got {files.stored[name].dtype}"
             for name in expected
@@ -332,20 +308,6 @@ def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
     if problems:
         raise SpecError(*problems, context=str(folder))
     return rules
-
-
-def _misfits(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """What is missing, and what is there in another shape."""
-    return [
-        *_named((name for name in expected if name not in found), "missing"),
-        *(
-            f"{name}: expected the shape {list(shape)}, got {list(found[name])}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ),
-    ]
 
 
 def _of(names: Names, ours: str) -> tuple[str, ...]:
@@ -366,31 +328,15 @@ def _untied(tied: Iterable[str], names: Names, files: _Files) -> list[str]:
     ]
 
 
-def _named(names: Iterable[str], what: str) -> list[str]:
-    """One line for names that differ in their numbers alone."""
-    by_pattern: dict[str, list[list[int]]] = {}
-    for name in names:
-        pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-        numbers = [int(n) for n in re.findall(r"(?<=\.)\d+(?=\.|$)", name)]
-        by_pattern.setdefault(pattern, []).append(numbers)
-    lines = []
-    for pattern, found in by_pattern.items():
-        name = pattern
-        for column in zip(*found, strict=True):
-            name = name.replace("*", _range(sorted(set(column))), 1)
-        count = f" ({len(found)} tensors)" if len(found) > 1 else ""
-        lines.append(f"{name}: {what}{count}")
-    return lines
-
-
-def _range(numbers: list[int]) -> str:
-    """`3`, `{0-7}` or `{0,2,4}`."""
-    if len(numbers) == 1:
-        return str(numbers[0])
-    first, last = numbers[0], numbers[-1]
-    if numbers == list(range(first, last + 1)):
-        return f"{{{first}-{last}}}"
-    return "{" + ",".join(map(str, numbers)) + "}"
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config of the language model; None for worthit's own form."""
+    if "layers" in config and "d_model" in config:
+        return None
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return dict(config)
+    shared = ("torch_dtype", "dtype", "tie_word_embeddings")
+    return {**{key: config[key] for key in shared if key in config}, **text}
 
 
 def _put(
@@ -405,75 +351,3 @@ def _put(
         module.register_parameter(leaf, nn.Parameter(new, requires_grad=old.requires_grad))
     else:
         module.register_buffer(leaf, tensor.to(device=device, dtype=old.dtype).contiguous())
-
-
-# --- writing ------------------------------------------------------------------------------------
-
-
-def _shards(rules: list[Rule], ours: Mapping[str, Tensor], max_bytes: int) -> list[list[Rule]]:
-    """The rules in order, as many a file as stay below `max_bytes`."""
-    shards: list[list[Rule]] = [[]]
-    held = 0
-    for rule in rules:
-        n_bytes = sum(ours[name].numel() * ours[name].element_size() for name in rule.ours)
-        if shards[-1] and held + n_bytes > max_bytes:
-            shards.append([])
-            held = 0
-        shards[-1].append(rule)
-        held += n_bytes
-    return shards
-
-
-def _write_shard(path: Path, rules: list[Rule], ours: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Tensor] = {}
-    for rule in rules:
-        converted = rule.layout.to_theirs([ours[name].detach().cpu() for name in rule.ours])
-        # Parts of one matrix share its memory, which the format does not allow.
-        tensors |= {n: t.clone() for n, t in zip(rule.theirs, converted, strict=True)}
-    # The file may be the one that these tensors are mapped from.
-    partial = path.with_suffix(".partial")
-    save_file({n: t.contiguous() for n, t in tensors.items()}, partial, metadata={"format": "pt"})
-    partial.replace(path)
-
-
-def _write_json(path: Path, data: object) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def _text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The config of the language model; None for worthit's own form."""
-    if "layers" in config and "d_model" in config:
-        return None
-    text = config.get("text_config")
-    if not isinstance(text, dict):
-        return dict(config)
-    shared = ("torch_dtype", "dtype", "tie_word_embeddings")
-    return {**{key: config[key] for key in shared if key in config}, **text}
-
-
-def _fitting_config(model: Decoder) -> Mapping[str, Any] | None:
-    """A Hugging Face config of `model`: its own while it is unchanged, or one that can say it."""
-    source = model.source_config
-    return source if source and _describes(source, model.spec) else to_config(model.spec)
-
-
-def _describes(config: Mapping[str, Any], spec: ModelSpec) -> bool:
-    said = from_config(config, where="config")
-    # Formats and origins belong to files, not to the model.
-    about_files = ("name", "model_type", "precision", "source")
-    return replace(said, **{key: getattr(spec, key) for key in about_files}) == spec
-
-
-def _written_config(
-    config: Mapping[str, Any] | None, spec: ModelSpec, dtype: str
-) -> Mapping[str, Any]:
-    if config is None:
-        written: Mapping[str, Any] = to_json(spec)
-        return written
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    kept = {k: v for k, v in config.items() if k not in ("quantization_config", "torch_dtype")}
-    return {**kept, key: dtype}

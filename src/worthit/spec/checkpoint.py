@@ -292,11 +292,8 @@ def _most(n_bytes: Mapping[str, int], otherwise: str) -> str:
 
 
 def _count(model: ModelSpec, tensors: Iterable[Tensor]) -> int:
-    from worthit.spec.formats import format_of
-
-    # Whole bits of one packed weight: scales are tensors of their own.
-    inside = math.floor(format_of(model.precision.weights).bits)
-    experts = math.floor(format_of(model.precision.of_experts).bits)
+    inside = _code_bits(model.precision.weights)
+    experts = _code_bits(model.precision.of_experts)
     n_params = 0
     for tensor in tensors:
         if _SCALE.search(tensor.name) or _BUFFER.search(tensor.name):
@@ -309,3 +306,11 @@ def _count(model: ModelSpec, tensors: Iterable[Tensor]) -> int:
         elif not tensor.dtype.startswith(("I", "U", "B")) or tensor.dtype in ("I8", "BF16"):
             n_params += tensor.numel
     return n_params
+
+
+def _code_bits(name: str) -> int:
+    """Whole bits of one packed weight: scales and zeros are tensors of their own."""
+    from worthit.spec.formats import format_of
+
+    found = format_of(name)
+    return 4 if found.math == "int4" and found.bits >= 4 else math.floor(found.bits)

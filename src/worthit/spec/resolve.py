@@ -214,6 +214,8 @@ def read_config_file(path: Path) -> ModelSpec:
     if isinstance(data, dict) and "layers" in data and "d_model" in data:
         from worthit.spec.codec import from_json
 
+        # What the tensors are stored in; the spec's own formats say the same.
+        data = {key: value for key, value in data.items() if key != "quantization_config"}
         return from_json(data, ModelSpec, where=str(path))
     from worthit.spec.hf import from_config
 

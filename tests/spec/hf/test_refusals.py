@@ -194,7 +194,7 @@ ONE_PROBLEM: dict[str, tuple[Config, str]] = {
     "quantization method": (
         LLAMA | {"quantization_config": {"quant_method": "aqlm"}},
         "quantization_config.quant_method: understood: fp8, mxfp4, gptq, awq, bitsandbytes, "
-        "compressed-tensors; got 'aqlm'",
+        "compressed-tensors, worthit; got 'aqlm'",
     ),
     "quantization width": (
         LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 3, "group_size": 128}},

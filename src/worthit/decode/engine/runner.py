@@ -45,7 +45,7 @@ class ModelRunner:
     def __init__(self, model: Decoder, config: EngineConfig) -> None:
         self.model, self.config = model, config
         self.vocab_size, self.context_len = model.spec.vocab_size, model.spec.context_len
-        self.device = model.embedding.weight.device
+        self.device = model.device
         # For each slot in blocks, its group; slots are (layer, place in the layer).
         windows: dict[tuple[int, int], int | None] = {}
         template = model.new_cache()
@@ -148,12 +148,11 @@ class ModelRunner:
 
     def _root(self, salt: str) -> bytes:
         """The name of an empty prefix: everything that cached numbers depend on."""
-        dtype = str(self.model.embedding.weight.dtype)
+        dtype = str(self.model.dtype)
         return namespace(f"{self.model.source}", self.model.spec.name, dtype, salt)
 
     def _widths(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         """For each slot in blocks, two empty tensors of the shape and type of one pass's part."""
-        empty = self.model.embedding.weight.new_empty
         found = {}
         for i, j in self._slots:
             a = self.model.layers[i].mixers[j].spec
@@ -161,7 +160,10 @@ class ModelRunner:
                 shapes: list[tuple[int, ...]] = [(1, 0, a.kv_lora_rank), (1, 0, a.qk_rope_head_dim)]
             else:
                 shapes = [(1, a.n_kv_heads, 0, a.head_dim)] * 2
-            found[i, j] = (empty(shapes[0]), empty(shapes[1]))
+            own, other = (
+                torch.empty(s, dtype=self.model.dtype, device=self.device) for s in shapes
+            )
+            found[i, j] = (own, other)
         return found
 
     def _sized(

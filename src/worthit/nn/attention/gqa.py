@@ -26,6 +26,7 @@ from worthit.nn.norm.qk_norm import QKNorm
 from worthit.nn.position import alibi
 from worthit.nn.position.nope import is_told_no_order
 from worthit.nn.position.rope import changes_with_length, rotate, rotation
+from worthit.nn.quant.linear import StoredLinear
 from worthit.nn.ragged import Ragged, each
 from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
@@ -37,15 +38,10 @@ def build_attention(attention: spec.Attention, model: spec.ModelSpec) -> Grouped
         from worthit.nn.attention.low_rank_attention import LowRankAttention
 
         return LowRankAttention(attention, model)
-    if attention.n_features is not None:
-        from worthit.nn.attention.low_rank_attention import PerformerAttention
-
-        return PerformerAttention(attention, model)
     if attention.sparse_keys is not None:
-        from worthit.nn.attention.sparse_attention import NativeSparseAttention, SparseAttention
+        from worthit.nn.attention.sparse_attention import SparseAttention
 
-        is_native = attention.sparse_near is not None
-        return (NativeSparseAttention if is_native else SparseAttention)(attention, model)
+        return SparseAttention(attention, model)
     return GroupedQueryAttention(attention, model)
 
 
@@ -146,9 +142,19 @@ class GroupedQueryAttention(Mixer):
         return torch.cat(read, dim=2)
 
     def fuse(self) -> None:
-        """Put the three projections into one product; they are gone afterwards."""
+        """Put the three projections into one product; they are gone afterwards.
+
+        Projections that are stored in different formats stay as they are.
+        """
         parts = (self.q_proj, self.k_proj, self.v_proj)
+        stored = [part for part in parts if isinstance(part, StoredLinear)]
+        if stored and len({part.grid for part in stored}) + len(parts) - len(stored) > 1:
+            return
         self._widths = [part.out_features for part in parts]
+        if stored:
+            self.qkv_proj = StoredLinear.side_by_side(stored)
+            del self.q_proj, self.k_proj, self.v_proj
+            return
         with torch.no_grad():
             fused = nn.Linear(
                 self.q_proj.in_features,

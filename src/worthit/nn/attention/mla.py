@@ -45,6 +45,8 @@ LATENT_NORM_EPS = 1e-6
 class MultiHeadLatentAttention(Mixer):
     """Softmax attention whose keys and values are rebuilt from a cached latent."""
 
+    weights_read = ("kv_up",)  # one half meets queries, the other values
+
     @property
     def takes_parts(self) -> bool:  # type: ignore[override]  # a rule where others have a constant
         """Unless its rotation depends on the length of the sequence."""

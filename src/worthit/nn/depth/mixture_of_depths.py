@@ -36,6 +36,8 @@ from worthit.spec.model import Layer, ModelSpec
 class TokenRouter(nn.Module):
     """One number a token: how much it needs the block."""
 
+    weights_read = ("linear",)  # in fp32, whatever it is stored in
+
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.linear = nn.Linear(d_model, 1, bias=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,9 @@ class Experts(nn.Module):
         self.spec = expert
         self.n_experts = n_experts
         inner = (2 if expert.is_gated else 1) * expert.d_ff
-        self.up = nn.Parameter(torch.empty(n_experts, inner, width))
-        self.down = nn.Parameter(torch.empty(n_experts, width, expert.d_ff))
+        # Or stacks that are stored in few bits: `worthit.nn.quant`.
+        self.up: Any = nn.Parameter(torch.empty(n_experts, inner, width))
+        self.down: Any = nn.Parameter(torch.empty(n_experts, width, expert.d_ff))
         self.up_bias = nn.Parameter(torch.empty(n_experts, inner)) if expert.has_bias else None
         self.down_bias = nn.Parameter(torch.empty(n_experts, width)) if expert.has_bias else None
         self.reset_parameters()
@@ -166,10 +168,20 @@ class Experts(nn.Module):
         up, down = self.up[index] if up is None else up, self.down[index] if down is None else down
         up_bias = None if self.up_bias is None else self.up_bias[index]
         down_bias = None if self.down_bias is None else self.down_bias[index]
-        h = activate(self.spec, functional.linear(x, up, up_bias))
-        y = functional.linear(h, down, down_bias)
+        h = activate(self.spec, _linear(x, up, up_bias))
+        y = _linear(h, down, down_bias)
         return y if self.spec.out_scale == 1.0 else y * self.spec.out_scale
 
     def _is_aligned(self, x: Tensor) -> bool:
+        if not isinstance(self.up, nn.Parameter) or not isinstance(self.down, nn.Parameter):
+            return False  # stored in few bits: matrix by matrix
         widths = (self.up.shape[1], self.up.shape[2], self.down.shape[2])
         return all(w * x.element_size() % ALIGNMENT_BYTES == 0 for w in widths)
+
+
+def _linear(x: Tensor, weight: Tensor | nn.Module, bias: Tensor | None) -> Tensor:
+    """`x` times a matrix, or through one that is stored in another form."""
+    if isinstance(weight, nn.Module):
+        y: Tensor = weight(x)
+        return y if bias is None else y + bias
+    return functional.linear(x, weight, bias)

@@ -61,6 +61,8 @@ class Routing:
 class Router(nn.Module):
     """Scores every expert for every token and chooses `n_experts_per_token`."""
 
+    weights_read = ("linear",)  # in fp32, whatever it is stored in
+
     def __init__(self, moe: spec.MoE, d_model: int) -> None:
         super().__init__()
         self.spec = moe

@@ -21,11 +21,15 @@ def precision(fields: Fields) -> Precision:
         fields.problem("torch_dtype", f"understood: {', '.join(_DTYPES)}; got {dtype!r}")
     plain = _DTYPES.get(name, "bf16")
     weights = plain
-    experts = None
+    experts, embeddings = None, plain
     # Weights stored in fp32 are computed in it too, until someone converts them.
     table = fields.table("quantization_config")
     if table is not None:
         weights = _quantized(fields, table)
+        if table.config.get("quant_method") == "worthit":
+            embeddings = _format(fields, table, "embeddings", plain)
+            experts = _format(fields, table, "experts", weights)
+            experts = None if experts == weights else experts
     if weights == "mxfp4":
         # OpenAI's files keep everything but the experts in 16 bits.
         weights, experts = plain, "mxfp4"
@@ -34,7 +38,7 @@ def precision(fields: Fields) -> Precision:
     return Precision(
         weights=weights,
         experts=experts,
-        embeddings=plain,
+        embeddings=embeddings,
         activations=plain,
         cache=plain,
         state=state,
@@ -46,6 +50,8 @@ def _quantized(fields: Fields, table: Fields) -> str:
     method = config.get("quant_method")
     if method is None and (config.get("load_in_4bit") or config.get("load_in_8bit")):
         method = "bitsandbytes"
+    if method == "worthit":
+        return _format(fields, table, "weights", "missing")
     if method == "fp8":
         block = config.get("weight_block_size")
         if block is None:
@@ -68,8 +74,18 @@ def _quantized(fields: Fields, table: Fields) -> str:
     if method == "compressed-tensors":
         return _compressed(fields, config)
     return _refuse(
-        fields, "quant_method", method, "fp8, mxfp4, gptq, awq, bitsandbytes, compressed-tensors"
+        fields,
+        "quant_method",
+        method,
+        "fp8, mxfp4, gptq, awq, bitsandbytes, compressed-tensors, worthit",
     )
+
+
+def _format(fields: Fields, table: Fields, key: str, otherwise: str) -> str:
+    name = table.config.get(key) or otherwise
+    if name in FORMATS:
+        return str(name)
+    return _refuse(fields, key, name, ", ".join(FORMATS))
 
 
 def _integer(fields: Fields, bits: Any, group: Any) -> str:
