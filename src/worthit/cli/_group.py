@@ -20,6 +20,7 @@ VERBS = {
     "quiz": "Ask about bottlenecks, verdicts and sizes of real cases.",
     "generate": "Generate text with a model, token by token as it comes.",
     "serve": "Serve a model to clients of OpenAI's interface.",
+    "quantize": "Quantize a model: its weights in few bits, into a new folder.",
     "list": "List models, devices, techniques, workloads or experiments.",
     "calibrate": "Measure this machine, so that `--on this` is exact.",
     "doctor": "Say what is installed here, what is missing, and what gets it.",
