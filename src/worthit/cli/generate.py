@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     "--chat/--raw", "is_chat", default=None, help="Use the chat template (default: if any) or not."
 )
 @click.option("--system", metavar="TEXT", help="The system message of a chat.")
+@click.option("--rope", metavar="METHOD:FACTOR", help="Stretch the context: yarn:4, linear:2.")
 @click.option(
     "--dtype", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the weights; default: stored."
 )
@@ -46,6 +47,7 @@ def command(
     stop: tuple[str, ...],
     is_chat: bool | None,
     system: str | None,
+    rope: str | None,
     dtype: str | None,
     is_json: bool,
     **choice: Any,
@@ -72,7 +74,7 @@ def command(
     tokenizer = load_tokenizer(path)
     ids = _prompt_ids(tokenizer, text, is_chat=is_chat, system=system)
     started = time.perf_counter()
-    loaded = optimize(load_model(path, dtype=dtype))
+    loaded = optimize(load_model(path, dtype=dtype, rope=rope))
     load_s = time.perf_counter() - started
     say = None if is_json else _say
     found = generate(

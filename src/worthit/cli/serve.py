@@ -22,6 +22,7 @@ MIB = 2**20
 @click.option(
     "--api-key", envvar="WORTHIT_API_KEY", help="What clients must send; also WORTHIT_API_KEY."
 )
+@click.option("--rope", metavar="METHOD:FACTOR", help="Stretch the context: yarn:4, linear:2.")
 @click.option(
     "--dtype", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the weights; default: stored."
 )
@@ -53,6 +54,7 @@ def command(
     port: int,
     name: str | None,
     api_key: str | None,
+    rope: str | None,
     dtype: str | None,
     max_sequences: int,
     max_batch_tokens: int,
@@ -97,7 +99,7 @@ def command(
     )
     path = checkpoint_path(model)
     tokenizer = load_tokenizer(path)
-    engine = Engine(optimize(load_model(path, dtype=dtype)), tokenizer, limits)
+    engine = Engine(optimize(load_model(path, dtype=dtype, rope=rope)), tokenizer, limits)
 
     def say(address: str) -> None:
         record: dict[str, Any] = {

@@ -23,6 +23,7 @@ from worthit.nn.weights import quantized
 from worthit.nn.weights.misfits import misfits, named
 from worthit.nn.weights.names import BUFFERS, Names, Rule, names_of, shapes
 from worthit.spec.checkpoint import read_checkpoint, read_tensors
+from worthit.spec.extension import Extension, extended, parse_extension
 from worthit.spec.model import ModelSpec
 from worthit.spec.resolve import find_weights, read_json, resolve
 
@@ -48,6 +49,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
     packed: bool | None = None,
+    rope: str | None = None,
 ) -> Decoder:
     """The model whose weights are in `source`, ready for `model(input_ids)`.
 
@@ -59,16 +61,19 @@ def load_model(
         device: where to put them.
         packed: keep matrices that are stored in few bits so, where `worthit.nn.quant` has their
             format, or widen them all; None keeps those of `worthit quantize` and widens others.
+        rope: stretch the context, as `yarn:4` does: see `worthit.spec.extension`.
 
     Raises:
         SpecError: files that are damaged, or whose tensors are not those of the model that the
             config describes: every missing, unexpected and mis-shaped one by name.
+        InputError: a `rope` that is none, or that this model does not take.
         UnknownName: a model type, or a name, that is not known.
         MissingCapability: a hub id that is not in the local cache.
     """
     path = checkpoint_path(source)
+    extension = None if rope is None else parse_extension(rope)
     load = _load_gguf if path.is_file() else _load_folder
-    model = load(path, dtype, device, packed)
+    model = load(path, dtype, device, packed, extension)
     model.source = str(path)
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not left, f"not filled: {left}"
@@ -81,11 +86,12 @@ def _load_folder(
     dtype: str | torch.dtype | None,
     device: str | torch.device,
     packed: bool | None,
+    extension: Extension | None,
 ) -> Decoder:
     checkpoint = read_checkpoint(folder)
     if not checkpoint.n_tensors:
         raise SpecError(f"{folder}: holds a config and no weights (*.safetensors)")
-    spec = checkpoint.model
+    spec = checkpoint.model if extension is None else extended(checkpoint.model, extension)
     config = read_json(folder / "config.json")
     quantization = stored_form.quantization_of(config)
     if quantization is not None:
@@ -138,6 +144,7 @@ def _load_gguf(
     dtype: str | torch.dtype | None,
     device: str | torch.device,
     packed: bool | None,
+    extension: Extension | None,
 ) -> Decoder:
     from worthit.nn.weights import gguf, gguf_rules
     from worthit.spec.gguf import read_gguf
@@ -145,6 +152,7 @@ def _load_gguf(
     file = read_gguf(path)
     tensors = gguf.GgufTensors.of(file.header, str(path))
     spec = gguf.with_rotary_factors(file.model, file.header, tensors)
+    spec = spec if extension is None else extended(spec, extension)
     stored = spec.precision.weights
     wanted = _dtype(dtype or (stored if stored in DTYPES else "fp32"))
     with torch.device("meta"):
