@@ -21,6 +21,7 @@ VERBS = {
     "generate": "Generate text with a model, token by token as it comes.",
     "serve": "Serve a model to clients of OpenAI's interface.",
     "quantize": "Quantize a model: its weights in few bits, into a new folder.",
+    "merge": "Merge checkpoints by a recipe, without training.",
     "list": "List models, devices, techniques, workloads or experiments.",
     "calibrate": "Measure this machine, so that `--on this` is exact.",
     "doctor": "Say what is installed here, what is missing, and what gets it.",

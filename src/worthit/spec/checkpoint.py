@@ -79,12 +79,14 @@ _SCALE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """What a header says of one tensor."""
+    """What a header says of one tensor, and where its bytes are."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     n_bytes: int
+    file: Path | None = None
+    start: int = 0
 
     @property
     def numel(self) -> int:
@@ -211,12 +213,12 @@ def read_header(path: Path) -> list[Tensor]:
         ) from None
     if not isinstance(header, dict):
         raise SpecError(f"{path}: expected a JSON object, got {type(header).__name__}")
-    n_data = n_file - LENGTH_BYTES - n_header
+    n_before = LENGTH_BYTES + n_header
     entries = ((name, entry) for name, entry in header.items() if name != "__metadata__")
-    return [_tensor(path, name, entry, n_data) for name, entry in entries]
+    return [_tensor(path, name, entry, n_before, n_file - n_before) for name, entry in entries]
 
 
-def _tensor(path: Path, name: str, entry: Any, n_data: int) -> Tensor:
+def _tensor(path: Path, name: str, entry: Any, n_before: int, n_data: int) -> Tensor:
     where = f"{path}: tensor {name}"
     if not isinstance(entry, dict):
         raise SpecError(f"{where}: expected an object, got {entry!r:.60}")
@@ -233,7 +235,14 @@ def _tensor(path: Path, name: str, entry: Any, n_data: int) -> Tensor:
         raise SpecError(f"{where}: expected {expected} bytes of data, got {end - begin}")
     if end > n_data:
         raise SpecError(f"{where}: expected {end} bytes of data in the file, got {n_data}; cut off")
-    return Tensor(name=name, dtype=dtype, shape=tuple(shape), n_bytes=expected)
+    return Tensor(
+        name=name,
+        dtype=dtype,
+        shape=tuple(shape),
+        n_bytes=expected,
+        file=path,
+        start=n_before + begin,
+    )
 
 
 def _are_sizes(value: Any) -> TypeGuard[list[int]]:

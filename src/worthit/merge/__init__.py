@@ -1,0 +1,1 @@
+"""Merging: one model out of several checkpoints, without training and without their data."""
