@@ -90,4 +90,5 @@ TECHNIQUE = Technique(
         "+subtract slope * (i - j), one slope a head",
         "softmax, times v",
     ),
+    experiment="worthit.lab.experiments.alibi:EXPERIMENT",
 )

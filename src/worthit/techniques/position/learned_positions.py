@@ -92,4 +92,5 @@ TECHNIQUE = Technique(
         "+add row i of a table, context_len x d_model",
         "layers",
     ),
+    experiment="worthit.lab.experiments.learned_positions:EXPERIMENT",
 )

@@ -136,4 +136,5 @@ TECHNIQUE = Technique(
         "causal mask, the only trace of order",
         "softmax(q k) v",
     ),
+    experiment="worthit.lab.experiments.nope:EXPERIMENT",
 )

@@ -99,4 +99,5 @@ TECHNIQUE = Technique(
         "+add a learned bias for the bucket of i - j, one a head",
         "softmax, times v",
     ),
+    experiment="worthit.lab.experiments.relative_bias:EXPERIMENT",
 )

@@ -94,4 +94,5 @@ TECHNIQUE = Technique(
         "cache: rotated keys",
         "softmax(q k) v",
     ),
+    experiment="worthit.lab.experiments.rope:EXPERIMENT",
 )

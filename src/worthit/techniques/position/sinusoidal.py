@@ -90,4 +90,5 @@ TECHNIQUE = Technique(
         "+add sines and cosines of the position",
         "layers",
     ),
+    experiment="worthit.lab.experiments.sinusoidal:EXPERIMENT",
 )
