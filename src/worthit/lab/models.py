@@ -75,10 +75,12 @@ def decoder(
     if mixers is None:
         mixers = attention(d_model)
     each = mixers if isinstance(mixers, tuple) else (mixers,) * n_layers
+    place = Position(kind=position) if isinstance(position, str) else position  # type: ignore[arg-type]  # a name
+    if place.kind == "rope":
+        each = tuple(rotated(mixer) for mixer in each)
     if has_ffn and ffn is None:
         ffn = FeedForward(d_ff=8 * d_model // 3)
     kind = Norm(kind=norm) if isinstance(norm, str) else norm  # type: ignore[arg-type]  # a name
-    place = Position(kind=position) if isinstance(position, str) else position  # type: ignore[arg-type]  # a name
     layers = {
         mixer: Layer(
             mixers=(mixer,),
@@ -102,3 +104,10 @@ def decoder(
     if place.kind == "learned":
         fields["n_positions"] = 64
     return ModelSpec(**{**fields, **changes})
+
+
+def rotated(mixer: Mixer) -> Mixer:
+    """Attention whose whole heads are turned, unless it says which share or is told no order."""
+    if isinstance(mixer, Attention) and mixer.rotary_dim is None and not mixer.is_position_free:
+        return replace(mixer, rotary_dim=mixer.head_dim)
+    return mixer
