@@ -43,6 +43,7 @@ TECHNIQUE = Technique(
     bottleneck="Models fail on texts longer than they were trained on, and long training is dear.",
     apply=apply,
     module="worthit.nn.position.alibi:bias",
+    experiment="worthit.lab.experiments.alibi:EXPERIMENT",
     parity=("transformers 5.23 `build_alibi_tensor` of BLOOM (tests/nn/position/test_added.py)",),
     is_present=is_present,
     remove=remove,
@@ -90,5 +91,4 @@ TECHNIQUE = Technique(
         "+subtract slope * (i - j), one slope a head",
         "softmax, times v",
     ),
-    experiment="worthit.lab.experiments.alibi:EXPERIMENT",
 )

@@ -51,6 +51,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention treats its input as a set: without positions word order is lost.",
     apply=apply,
     module="worthit.nn.position.learned_positions:LearnedPositions",
+    experiment="worthit.lab.experiments.learned_positions:EXPERIMENT",
     parity=(
         "transformers 5.23 `OPTLearnedPositionalEmbedding`, with left padding "
         "(tests/nn/position/test_added.py)",
@@ -92,5 +93,4 @@ TECHNIQUE = Technique(
         "+add row i of a table, context_len x d_model",
         "layers",
     ),
-    experiment="worthit.lab.experiments.learned_positions:EXPERIMENT",
 )

@@ -44,6 +44,7 @@ TECHNIQUE = Technique(
     bottleneck="One formula for all rotations wastes information when the stretch is large.",
     apply=apply,
     module="worthit.nn.position.longrope:stretch",
+    experiment="worthit.lab.experiments.longrope:EXPERIMENT",
     parity=(
         "transformers 5.23 `ROPE_INIT_FUNCTIONS`, longrope: frequencies and temperature; turned "
         "heads (tests/nn/position/test_rope.py)",

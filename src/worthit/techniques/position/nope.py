@@ -85,6 +85,7 @@ TECHNIQUE = Technique(
     bottleneck="Every explicit scheme ties the model to the positions that it was trained on.",
     apply=apply,
     module="worthit.nn.position.nope:is_told_no_order",
+    experiment="worthit.lab.experiments.nope:EXPERIMENT",
     parity=(
         "transformers 5.23, SmolLM3 and Llama 4 with every second layer position-free: logits "
         "and gradients (tests/nn/weights/test_families.py)",
@@ -136,5 +137,4 @@ TECHNIQUE = Technique(
         "causal mask, the only trace of order",
         "softmax(q k) v",
     ),
-    experiment="worthit.lab.experiments.nope:EXPERIMENT",
 )

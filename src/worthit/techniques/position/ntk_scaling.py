@@ -56,6 +56,7 @@ TECHNIQUE = Technique(
     bottleneck="Dividing all positions blurs the fast rotations that tell neighbours apart.",
     apply=apply,
     module="worthit.nn.position.ntk_scaling:stretch",
+    experiment="worthit.lab.experiments.ntk_scaling:EXPERIMENT",
     parity=(
         "transformers 5.23 `ROPE_INIT_FUNCTIONS`, dynamic and llama3: frequencies and "
         "temperature; turned heads (tests/nn/position/test_rope.py)",

@@ -43,6 +43,7 @@ TECHNIQUE = Technique(
     bottleneck="Past the trained length rotary angles are ones that the model has never seen.",
     apply=apply,
     module="worthit.nn.position.position_interpolation:stretch",
+    experiment="worthit.lab.experiments.position_interpolation:EXPERIMENT",
     parity=(
         "transformers 5.23 `ROPE_INIT_FUNCTIONS`, linear: frequencies and temperature; turned "
         "heads (tests/nn/position/test_rope.py)",

@@ -55,6 +55,7 @@ TECHNIQUE = Technique(
     bottleneck="What matters is how far apart two words are, and absolute positions do not say so.",
     apply=apply,
     module="worthit.nn.position.relative_bias:RelativeBias",
+    experiment="worthit.lab.experiments.relative_bias:EXPERIMENT",
     parity=(
         "transformers 5.23 `T5Attention`: the bucket of every distance "
         "(tests/nn/position/test_relative_bias.py)",
@@ -99,5 +100,4 @@ TECHNIQUE = Technique(
         "+add a learned bias for the bucket of i - j, one a head",
         "softmax, times v",
     ),
-    experiment="worthit.lab.experiments.relative_bias:EXPERIMENT",
 )

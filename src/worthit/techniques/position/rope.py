@@ -49,6 +49,7 @@ TECHNIQUE = Technique(
     bottleneck="Absolute positions added to tokens make attention learn every distance anew.",
     apply=apply,
     module="worthit.nn.position.rope:rotate",
+    experiment="worthit.lab.experiments.rope:EXPERIMENT",
     parity=(
         "transformers 5.23 `LlamaRotaryEmbedding`: frequencies (tests/nn/position/test_rope.py)",
         "transformers 5.23 `apply_rotary_pos_emb` of Llama (half) and Cohere (interleaved): "
@@ -94,5 +95,4 @@ TECHNIQUE = Technique(
         "cache: rotated keys",
         "softmax(q k) v",
     ),
-    experiment="worthit.lab.experiments.rope:EXPERIMENT",
 )

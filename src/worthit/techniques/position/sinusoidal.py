@@ -44,6 +44,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention treats its input as a set: without positions word order is lost.",
     apply=apply,
     module="worthit.nn.position.sinusoidal:table",
+    experiment="worthit.lab.experiments.sinusoidal:EXPERIMENT",
     parity=(
         "transformers 5.23 `MarianSinusoidalPositionalEmbedding` (tests/nn/position/test_added.py)",
         "the paper's formula, term by term (tests/nn/position/test_added.py)",
@@ -90,5 +91,4 @@ TECHNIQUE = Technique(
         "+add sines and cosines of the position",
         "layers",
     ),
-    experiment="worthit.lab.experiments.sinusoidal:EXPERIMENT",
 )

@@ -44,6 +44,7 @@ TECHNIQUE = Technique(
     bottleneck="Treating all rotations alike either blurs neighbours or meets unknown angles.",
     apply=apply,
     module="worthit.nn.position.yarn:stretch",
+    experiment="worthit.lab.experiments.yarn:EXPERIMENT",
     parity=(
         "transformers 5.23 `ROPE_INIT_FUNCTIONS`, yarn: frequencies and temperature; turned "
         "heads (tests/nn/position/test_rope.py)",
