@@ -298,8 +298,9 @@ class Engine:
 
     def _propose(self, proposer: Proposer) -> None:
         for sequence in self.scheduler.running:
-            # What is not computed yet has no successor to guess.
-            if sequence.n_computed + 1 == len(sequence.ids) and sequence.n_left > 1:
+            # What is not computed yet has no successor to guess, and a prompt may have followers.
+            is_ready = sequence.n_said and sequence.n_computed + 1 == len(sequence.ids)
+            if is_ready and sequence.n_left > 1:
                 sequence.draft = list(proposer.propose(sequence))[: sequence.n_left - 1]
 
     def _advance(self, parts: Ids[Part], logits: Tensor) -> None:
