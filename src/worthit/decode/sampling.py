@@ -175,7 +175,7 @@ def penalise_counts(logits: Tensor, counts: Tensor, presence: float, frequency: 
 
 def add_bias(logits: Tensor, bias: tuple[tuple[int, float], ...]) -> Tensor:
     """Logits with a number added to those of some tokens."""
-    tokens = torch.tensor([token for token, _ in bias], device=logits.device)
+    tokens = torch.tensor([token for token, _ in bias], dtype=torch.long, device=logits.device)
     numbers = torch.tensor([number for _, number in bias], device=logits.device)
     biased = logits.clone()
     biased[:, tokens] += numbers.to(logits.dtype)

@@ -50,6 +50,17 @@ class Ragged:
         """
         return self.caches
 
+    def attend_rows(self, q: Tensor, n: int, scale: float) -> Tensor | None:
+        """What the single queries of the first `n` sequences read, where that is faster at once.
+
+        After `offer`, and for plain softmax over all that each sequence sees. None where this kind
+        of store has no such way.
+
+        Args:
+            q: `(1, n_heads, n, head_dim)`.
+        """
+        return None
+
 
 def side_by_side(caches: Sequence[Cache]) -> Cache:
     """What a ragged pass of these sequences is given: a `Ragged` where each has a cache."""

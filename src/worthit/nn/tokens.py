@@ -60,6 +60,12 @@ class Tokens:
         """`(batch, n)` booleans of this pass's tokens; None when nothing is padded."""
         return None if self.is_real is None else self.is_real[:, self.past :]
 
+    @property
+    def n_single(self) -> int:
+        """Of a ragged pass, how many sequences at its beginning bring a single token."""
+        parts = self.parts or ()
+        return next((i for i, part in enumerate(parts) if part.n > 1), len(parts))
+
     def key_positions(self) -> Tensor:
         """`(batch or 1, past + n)`: the place of every slot in its own sequence."""
         if self.slot_positions is not None:

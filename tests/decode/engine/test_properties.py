@@ -110,7 +110,10 @@ class Load:
 
     def alone(self, request: Request) -> list[int]:
         runner = SimulatedRunner(
-            window=self.window, can_share=False, n_blocks=99, has_full=self.runner.has_full,
+            window=self.window,
+            can_share=False,
+            n_blocks=99,
+            has_full=self.runner.has_full,
             has_state=self.runner.has_state,
         )
         config = EngineConfig(max_batch_tokens=64, max_sequences=1, block_tokens=4)

@@ -13,12 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from worthit.decode.cache.table import BlockTable
 from worthit.nn.ragged import Ragged
 from worthit.nn.tokens import Tokens
+
+# Up to this many tokens, padding included, are gathered for single queries to be answered at once.
+GATHERED_TOKENS = 2048
 
 
 class PagedPair:
@@ -54,26 +59,65 @@ class Places:
     """Where the tokens of a pass go, and where what each of its sequences sees stands.
 
     Made once a pass and group of layers, and used by each of its layers.
+
+    Attributes:
+        slots: `(n,)`, where the tokens of the pass are written.
+        seen: for each sequence None where it sees this pass alone, `(first slot, n)` where what it
+            sees stands in one run, else its slots.
+        n_rows: sequences at the beginning of the pass that bring one token each.
     """
 
     def __init__(self, tables: Sequence[BlockTable], tokens: Tokens, *, window: int | None) -> None:
         assert tokens.parts is not None
-        device = tokens.positions.device
-        written: list[Tensor] = []
-        self.seen: list[Tensor | tuple[int, int] | None] = []
-        for table, part in zip(tables, tokens.parts, strict=True):
-            end = part.past + part.n
-            start = 0 if window is None else max(0, part.past - window + 1)
-            written.append(torch.from_numpy(table.slots(part.past, end)))
-            if part.past == 0:
-                self.seen.append(None)
-                continue
-            run = table.run(start, end)
-            if run is None:
-                self.seen.append(torch.from_numpy(table.slots(start, end)).to(device))
-            else:
-                self.seen.append((run, end - start))
-        self.slots = torch.cat(written).to(device)
+        self.device = tokens.positions.device
+        self._tables = tables
+        self._ranges = [
+            (0 if window is None else max(0, part.past - window + 1), part.past + part.n)
+            for part in tokens.parts
+        ]
+        self.n_rows = tokens.n_single
+        written = [
+            table.slots(part.past, part.past + part.n)
+            for table, part in zip(tables, tokens.parts, strict=True)
+        ]
+        self.slots = torch.from_numpy(np.concatenate(written)).to(self.device)
+        self.seen = [
+            None if part.past == 0 else self._seen(i) for i, part in enumerate(tokens.parts)
+        ]
+        self._together: tuple[Tensor, Tensor | None] | None = None
+
+    def _seen(self, i: int) -> Tensor | tuple[int, int]:
+        start, end = self._ranges[i]
+        run = self._tables[i].run(start, end)
+        if run is not None:
+            return run, end - start
+        return torch.from_numpy(self._tables[i].slots(start, end)).to(self.device)
+
+    @property
+    def n_padded(self) -> int:
+        """Tokens that the sequences of one token would read if all were as long as the longest."""
+        return self.n_rows * max(end - start for start, end in self._ranges[: self.n_rows])
+
+    def together(self) -> tuple[Tensor, Tensor | None]:
+        """Slots of all that the first `n_rows` sequences see, `(n_rows, longest)`, and a mask.
+
+        The mask `(n_rows, 1, 1, longest)` is None where none is shorter. Padding repeats a slot of
+        the sequence's own: what stands there is a number, and has no weight.
+        """
+        if self._together is None:
+            ranges = self._ranges[: self.n_rows]
+            lengths = np.array([end - start for start, end in ranges])
+            slots = np.empty((self.n_rows, lengths.max()), dtype=np.int64)
+            for row, (table, (start, end)) in enumerate(zip(self._tables, ranges, strict=False)):
+                own = table.slots(start, end)
+                slots[row, : len(own)] = own
+                slots[row, len(own) :] = own[0]
+            mask = None
+            if lengths.min() < lengths.max():
+                is_own = np.arange(lengths.max()) < lengths[:, None]
+                mask = torch.from_numpy(is_own)[:, None, None].to(self.device)
+            self._together = torch.from_numpy(slots).to(self.device), mask
+        return self._together
 
 
 class _Stored:
@@ -109,3 +153,20 @@ class PagedRagged(Ragged):
         """Store the whole pass in one write; the caches only read."""
         self.pair.write(self.places.slots, first, second)
         return self.caches
+
+    def attend_rows(self, q: Tensor, n: int, scale: float) -> Tensor | None:
+        """One call for all while that reads little: gathering costs as much again as reading."""
+        places, pair = self.places, self.pair
+        if places.n_padded > GATHERED_TOKENS:
+            return None
+        slots, mask = places.together()
+        keys, values = (
+            t.index_select(1, slots.view(-1)).unflatten(1, slots.shape).transpose(0, 1)
+            for t in (pair.first, pair.second)
+        )  # (n, n_kv_heads, longest, head_dim)
+        # Heads of a group are queries of one head: (n, n_kv_heads, group, head_dim).
+        rows = q[0].unflatten(0, (keys.shape[1], -1)).permute(2, 0, 1, 3)
+        out = functional.scaled_dot_product_attention(
+            rows, keys, values, attn_mask=mask, scale=scale
+        )
+        return out.permute(1, 2, 0, 3).flatten(0, 1)[None]

@@ -6,6 +6,7 @@ sequence's own generator, so that its tokens depend on nothing else in the step.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 class Chance:
     """A sequence's random numbers, and what it has to remember of its own tokens."""
 
-    def __init__(self, seed: int, sampling: Sampling, prompt: Ids[int], vocab_size: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(
+        self, seed: int, index: int, sampling: Sampling, prompt: Ids[int], vocab_size: int
+    ) -> None:
+        self._generator = torch.Generator().manual_seed(mixed(seed, index))
         self.was_there: Tensor | None = None
         self.counts: Tensor | None = None
         if sampling.repetition_penalty != 1.0:
@@ -47,6 +50,12 @@ class Chance:
             self.counts[token] += 1
 
 
+def mixed(seed: int, index: int) -> int:
+    """A seed for sample `index` of a request, unlike those of requests with neighbouring seeds."""
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 @dataclass(frozen=True)
 class Choice:
     """One chosen token, with what was asked about it."""
@@ -65,10 +74,10 @@ def choose(logits: Tensor, sequences: Ids[Sequence]) -> list[Choice]:
         own = [sequences[row] for row in rows]
         some = logits if len(rows) == len(sequences) else logits[rows]
         if sampling.is_plain and not is_masked:
-            picked = some.argmax(dim=-1)
+            picked = largest(some)
         else:
             picked = _pick(some, sampling, own)
-        for row, token in zip(rows, picked.tolist(), strict=True):
+        for row, token in zip(rows, picked, strict=True):
             chosen[row] = token
     reported = [None if s.request.logprobs is None else s.request.logprobs for s in sequences]
     return [
@@ -85,11 +94,20 @@ def logprob_of(logits: Tensor, token: int, n_top: int) -> TokenLogprob:
     return TokenLogprob(token=token, logprob=float(logprobs[token]), top=top)
 
 
+def largest(logits: Tensor) -> list[int]:
+    """The first of the largest of each row: by NumPy on a CPU, ten times as fast as torch there."""
+    if logits.device.type == "cpu":
+        found: list[int] = logits.float().numpy().argmax(axis=-1).tolist()
+    else:
+        found = logits.argmax(dim=-1).tolist()
+    return found
+
+
 def _is_masked(sequence: Sequence) -> bool:
     return sequence.grammar is not None or sequence.n_said < sequence.request.min_tokens
 
 
-def _pick(logits: Tensor, sampling: Sampling, sequences: Ids[Sequence]) -> Tensor:
+def _pick(logits: Tensor, sampling: Sampling, sequences: Ids[Sequence]) -> list[int]:
     logits = adjust(
         logits.float(),
         sampling,
@@ -102,9 +120,10 @@ def _pick(logits: Tensor, sampling: Sampling, sequences: Ids[Sequence]) -> Tenso
         masks = torch.stack([none if one is None else one for one in forbidden])
         logits = logits.masked_fill(masks, -torch.inf)
     if sampling.is_greedy:
-        return logits.argmax(dim=-1)
+        return largest(logits)
     chances = torch.tensor([s.chance.next() for s in sequences], dtype=torch.float64)
-    return draw(restrict(logits, sampling).softmax(dim=-1), chances)
+    drawn: list[int] = draw(restrict(logits, sampling).softmax(dim=-1), chances).tolist()
+    return drawn
 
 
 def _forbidden(sequence: Sequence, vocab_size: int) -> Tensor | None:

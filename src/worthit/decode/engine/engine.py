@@ -178,7 +178,8 @@ class Engine:
             name = f"r{next(self._counter)}"
         if name in self._live:
             raise InputError(f"id: {name!r} is the id of a request that is not finished")
-        samples = [self._sequence(request, name, index, ids) for index in range(request.n)]
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        samples = [self._sequence(request, name, index, ids, seed) for index in range(request.n)]
         samples[0].followers = samples[1:]
         self._live[name] = samples
         self._note_state()
@@ -194,8 +195,9 @@ class Engine:
             self._finish(sequence, "abort")
         return True
 
-    def _sequence(self, request: Request, name: str, index: int, ids: list[int]) -> Sequence:
-        seed = secrets.randbits(63) if request.seed is None else request.seed
+    def _sequence(
+        self, request: Request, name: str, index: int, ids: list[int], seed: int
+    ) -> Sequence:
         stop_ids = request.stop_ids
         if stop_ids is None:
             stop_ids = () if self.tokenizer is None else self.tokenizer.stop_ids
@@ -220,8 +222,7 @@ class Engine:
                 next(self._counter),
                 index,
             ),
-            # Samples differ by their own seeds.
-            chance=Chance((seed + index) % 2**63, request.sampling, ids, self.runner.vocab_size),
+            chance=Chance(seed, index, request.sampling, ids, self.runner.vocab_size),
             stream=None if self.tokenizer is None else TextStream(self.tokenizer, request.stop),
             grammar=grammar,
         )

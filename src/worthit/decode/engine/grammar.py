@@ -24,6 +24,8 @@ Kind = Literal["json-schema", "json", "regex", "lark"]
 # What a grammar may cost to compile grows with its text.
 MAX_CHARACTERS = 100_000
 MAX_COMPILED = 64
+# A small model that may write blanks for ever does; a line break and an indent are enough.
+JSON_STYLE = {"whitespace_pattern": r"\n? {0,20}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ class Grammars:
                 text = source.grammar_from_lark(grammar.text)
             else:
                 schema = '{"type": "object"}' if grammar.kind == "json" else grammar.text
-                text = source.grammar_from_json_schema(schema)
+                text = source.grammar_from_json_schema(json.loads(schema), defaults=JSON_STYLE)
         except ValueError as error:
             raise InputError(f"grammar: no JSON schema: {error}") from None
         matcher = source(vocabulary, text, log_level=0)

@@ -25,11 +25,20 @@ from worthit.nn.mixer import Mixer
 from worthit.nn.norm.qk_norm import QKNorm
 from worthit.nn.position import alibi
 from worthit.nn.position.nope import is_told_no_order
-from worthit.nn.position.rope import changes_with_length, rotate, rotation
+from worthit.nn.position.rope import (
+    changes_with_length,
+    in_halves,
+    rotate,
+    rotate_halves,
+    rotation,
+)
 from worthit.nn.quant.linear import StoredLinear
 from worthit.nn.ragged import Ragged, each
 from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
+
+# Positions that are numbers added to the scores.
+BIASED = ("alibi", "relative-bias")
 
 
 def build_attention(attention: spec.Attention, model: spec.ModelSpec) -> GroupedQueryAttention:
@@ -137,9 +146,33 @@ class GroupedQueryAttention(Mixer):
         """`recall` of every sequence of a ragged pass, from its own cache."""
         assert tokens.parts is not None
         own = caches.offer(k, v, tokens)
-        q_, k_, v_ = (each(t, tokens, dim=2) for t in (q, k, v))
-        read = [self.recall(*share) for share in zip(q_, k_, v_, tokens.parts, own, strict=True)]
+        n, read = tokens.shared("n_single", lambda: tokens.n_single), []
+        together = None
+        if n > 1 and self.is_plain:
+            together = caches.attend_rows(q[:, :, :n], n, self.scale)
+        if together is None:
+            n = 0
+        else:
+            read.append(together)
+        if n < len(tokens.parts):
+            q_, k_, v_ = (each(t, tokens, dim=2) for t in (q, k, v))
+            read += [
+                self.recall(q_[i], k_[i], v_[i], tokens.parts[i], own[i])
+                for i in range(n, len(tokens.parts))
+            ]
         return torch.cat(read, dim=2)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a query reads by softmax of scaled scores alone, all that its cache returns."""
+        a = self.spec
+        return (
+            type(self).recall is GroupedQueryAttention.recall
+            and a.chunk is None
+            and a.logit_softcap is None
+            and self.sinks is None
+            and (self.position.kind not in BIASED or is_told_no_order(a, self.position))
+        )
 
     def fuse(self) -> None:
         """Put the three projections into one product; they are gone afterwards.
@@ -183,13 +216,20 @@ class GroupedQueryAttention(Mixer):
             q, k = per_head(q, k)
         if a.rotary_dim and not a.is_position_free and self.position.kind == "rope":
             dim = a.rotary_dim
-            cos, sin = tokens.shared(
-                ("rotation", self.position, dim),
-                lambda: rotation(self.position, dim, tokens, q),
-            )
-            interleaved = self.position.is_interleaved
-            q = rotate(q, cos, sin, is_interleaved=interleaved)
-            k = rotate(k, cos, sin, is_interleaved=interleaved)
+            if dim == a.head_dim and not self.position.is_interleaved:
+                cos, sin = tokens.shared(
+                    ("halves", self.position, dim),
+                    lambda: in_halves(*rotation(self.position, dim, tokens, q)),
+                )
+                q, k = rotate_halves(q, cos, sin), rotate_halves(k, cos, sin)
+            else:
+                cos, sin = tokens.shared(
+                    ("rotation", self.position, dim),
+                    lambda: rotation(self.position, dim, tokens, q),
+                )
+                interleaved = self.position.is_interleaved
+                q = rotate(q, cos, sin, is_interleaved=interleaved)
+                k = rotate(k, cos, sin, is_interleaved=interleaved)
         # Position-free layers of models that normalise after turning do not normalise (Llama 4).
         if per_head is not None and a.is_qk_norm_after_rope and not a.is_position_free:
             q, k = per_head(q, k)

@@ -85,3 +85,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, is_interleaved: bool) -> Tens
         turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
     turned = turned.to(x.dtype)
     return turned if rest.shape[-1] == 0 else torch.cat([turned, rest], dim=-1)
+
+
+def in_halves(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """What `rotate_halves` wants: `(cos, cos)` and `(-sin, sin)`, twice as wide."""
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn all channels of `x`, each with that half the width away, in few operations.
+
+    For a few tokens an operation costs more to start than to carry out: `rotate` takes nine.
+    """
+    wide = x.float()
+    turned = torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, dims=-1), sin)
+    return turned.to(x.dtype)
