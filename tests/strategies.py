@@ -31,6 +31,7 @@ from worthit.spec.formats import FORMATS
 from worthit.spec.load import device_names, load_device, load_preset, preset_names
 from worthit.spec.model import (
     ACTIVATIONS,
+    RWKV_VERSIONS,
     S4,
     Attention,
     ChannelMix,
@@ -98,8 +99,12 @@ positions = st.builds(
 
 @st.composite
 def attentions(draw: st.DrawFn) -> Attention:
-    """Multi-head, grouped or multi-query attention, with any pattern."""
+    """Multi-head, grouped or multi-query attention, with any pattern that goes with the rest."""
     n_kv_heads = draw(st.sampled_from([1, 2, 3, 4, 8]))
+    # What takes the place of all scores stands neither beside windows nor beside what acts on them.
+    sparse_keys = draw(st.none() | sizes)
+    n_features = None if sparse_keys is not None else draw(st.none() | sizes)
+    is_plain = sparse_keys is None and n_features is None
     return Attention(
         n_heads=n_kv_heads * draw(st.sampled_from([1, 2, 3, 4, 8])),
         n_kv_heads=n_kv_heads,
@@ -108,12 +113,15 @@ def attentions(draw: st.DrawFn) -> Attention:
         has_out_bias=draw(flags),
         qk_norm=draw(one_of_literal(QKNorm)),
         rotary_dim=draw(st.none() | sizes),
-        is_position_free=draw(flags),
-        window=draw(st.none() | sizes),
-        chunk=draw(st.none() | sizes),
-        has_sinks=draw(flags),
+        is_position_free=draw(flags) if is_plain else True,
+        window=draw(st.none() | sizes) if is_plain else None,
+        chunk=draw(st.none() | sizes) if is_plain else None,
+        sparse_keys=sparse_keys,
+        sparse_near=None if sparse_keys is None else draw(st.none() | sizes),
+        n_features=n_features,
+        has_sinks=draw(flags) if is_plain else False,
         has_output_gate=draw(flags),
-        logit_softcap=draw(st.none() | st.just(50.0)),
+        logit_softcap=draw(st.none() | st.just(50.0)) if is_plain else None,
         position=draw(st.none() | positions),
     )
 
@@ -131,6 +139,20 @@ def linear_attentions(draw: st.DrawFn) -> LinearAttention:
         d_conv=draw(st.sampled_from([0, 4])),
         has_output_gate=draw(flags),
         has_output_norm=draw(flags),
+    )
+
+
+@st.composite
+def rwkvs(draw: st.DrawFn) -> Rwkv:
+    """Any version; heads of their size make up the width."""
+    head_dim = draw(sizes)
+    return Rwkv(
+        d_attention=head_dim * draw(st.sampled_from([1, 2, 3])),
+        version=draw(st.sampled_from(RWKV_VERSIONS)),
+        head_dim=head_dim,
+        mix_rank=draw(sizes),
+        rank=draw(sizes),
+        has_value_mix=draw(flags),
     )
 
 
@@ -171,7 +193,7 @@ def mixers() -> st.SearchStrategy[Mixer]:
         linear_attentions(),
         mamba,
         mamba2s(),
-        st.builds(Rwkv, d_attention=sizes),
+        rwkvs(),
         st.builds(S4, d_state=sizes.map(lambda n: 2 * n)),
     )
 
@@ -201,7 +223,9 @@ def moes(draw: st.DrawFn) -> MoE:
 
 def ffns() -> st.SearchStrategy[Ffn]:
     """Any one feed-forward."""
-    return st.one_of(feed_forwards, st.builds(ChannelMix, d_ff=widths), moes())
+    return st.one_of(
+        feed_forwards, st.builds(ChannelMix, d_ff=widths, has_receptance=flags), moes()
+    )
 
 
 @st.composite

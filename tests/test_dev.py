@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -177,6 +178,31 @@ def test_a_warm_start_costs_little(tmp_path: Path) -> None:
         seconds.append(time.perf_counter() - start)
     # The best of five: the machine may be busy with the other tests.
     assert min(seconds) < 0.2, seconds
+
+
+def test_the_demo_goes_on_where_nothing_can_be_measured(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(dev, "ensure", lambda level: None)
+    monkeypatch.setattr(dev, "run", lambda command: ran.append(" ".join(command)) or 0)
+    monkeypatch.setenv("WORTHIT_TORCH", "skip")
+    assert dev.demo([]) == 0
+    assert ran == [*dev.DEMO]
+    assert "Not measured: WORTHIT_TORCH=skip" in capsys.readouterr().out
+    # An inconclusive measurement is no fault of the demo; a failed one is.
+    monkeypatch.setenv("WORTHIT_TORCH", "cpu")
+    for code, expected in ((4, 0), (1, 1), (0, 0)):
+        monkeypatch.setattr(dev, "run", lambda c, code=code: code if c[1] == "measure" else 0)
+        assert dev.demo([]) == expected
+
+
+def test_each_level_holds_those_before_it(dev: ModuleType, tmp_path: Path) -> None:
+    assert list(dev.LEVELS) == ["core", "lab", "dev"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert "lab" in extras["dev"][0]
 
 
 def test_benches_run_in_turn_and_the_worst_decides(

@@ -3,10 +3,8 @@
 Parameters of every preset and cache bytes of every kind of mixer are equal to the unit. FLOPs are
 those of `torch.utils.flop_counter` on the plain path: attention with every score written down (it
 counts causal attention in full, as `cost` does where attention is not fused), experts segment by
-segment. Left out, because no product counter sees them or because `cost` counts the arithmetic of
-another form: scans (Mamba, RWKV), S4's transforms, the decays of gated linear attention within
-sub-chunks, the triangular solves of the delta rules, chosen keys (a gather on no product's path),
-and everything element-wise. Low-rank attention has no cache to count: it refuses one.
+segment. Scans and states are `test_scan_bridge`'s. Everything element-wise is left out. Low-rank
+attention has no cache to count: it refuses one.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from worthit.cost.cache import cache_elements
 from worthit.cost.ledger import Pass
 from worthit.cost.ledger import build as ledger_of
 from worthit.cost.params import count_params
-from worthit.nn.attention import core, gqa, low_rank_attention, mla
+from worthit.nn.attention import core, gqa, low_rank_attention, mla, sparse_attention
 from worthit.nn.decoder import build
 from worthit.nn.moe.experts import Experts
 from worthit.spec.load import load_preset, preset_names
@@ -77,6 +75,7 @@ LATENT = LatentAttention(
     v_head_dim=8,
     q_lora_rank=12,
 )
+LATER = Rwkv(d_attention=2 * D_MODEL, head_dim=8, mix_rank=3, rank=5, chunk=8)
 FFN = FeedForward(d_ff=48)
 MIXERS: dict[str, Mixer] = {
     "multi-head": replace(PLAIN, n_kv_heads=4),
@@ -85,6 +84,8 @@ MIXERS: dict[str, Mixer] = {
     "window": replace(PLAIN, window=5),
     "chunk": replace(PLAIN, chunk=5),
     "chosen keys": replace(PLAIN, sparse_keys=8),
+    "native sparse": replace(PLAIN, sparse_keys=8, sparse_near=4),
+    "random features": replace(PLAIN, n_features=12),
     "latent": LATENT,
     "latent without query rank": replace(LATENT, q_lora_rank=None),
     **{
@@ -95,8 +96,18 @@ MIXERS: dict[str, Mixer] = {
     "mamba": Mamba(d_inner=64, d_state=8, d_conv=4, dt_rank=4),
     "mamba2": Mamba2(n_heads=8, head_dim=8, d_state=8, n_groups=2, d_conv=4, chunk=8),
     "rwkv": Rwkv(d_attention=D_MODEL),
+    **{f"rwkv, version {n}": replace(LATER, version=n) for n in (5, 6, 7)},
+    "rwkv, version 7, first": replace(LATER, version=7, has_value_mix=False),
     "s4": S4(d_state=8),
 }
+
+
+@pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
+def test_parameters_of_every_mixer(mixer: Mixer) -> None:
+    spec = model_of(mixer)
+    with torch.device("meta"):
+        model = build(spec)
+    assert sum(p.numel() for p in model.parameters()) == count_params(spec).total
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -106,7 +117,9 @@ def test_cache_bytes_of_a_real_run(
     mixer: Mixer, lengths: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     # RWKV's cost is of a whole layer: the channel mixing remembers a token too.
-    ffn = ChannelMix(d_ff=48) if isinstance(mixer, Rwkv) else FFN
+    ffn = FFN
+    if isinstance(mixer, Rwkv):
+        ffn = ChannelMix(d_ff=48, has_receptance=mixer.version < 7)
     spec = replace(model_of(mixer), layers=(Layer(mixers=(mixer,), ffn=ffn),) * 2)
     model = build(spec).to(dtype).eval()
     cache = model.new_cache()
@@ -158,11 +171,18 @@ LAYERS = {
         ffn=MoE(n_experts=4, n_experts_per_token=2, expert=FeedForward(d_ff=16), routing="soft"),
     ),
     "low rank": Layer(mixers=(replace(PLAIN, low_rank=6),), ffn=FFN),
+    "chosen keys": Layer(mixers=(replace(PLAIN, sparse_keys=8),), ffn=FFN),
+    "native sparse": Layer(mixers=(replace(PLAIN, sparse_keys=8, sparse_near=4),), ffn=FFN),
+    "random features": Layer(mixers=(replace(PLAIN, n_features=12),), ffn=FFN),
     "linear attention": Layer(mixers=(LINEAR,), ffn=FFN),
     "retention": Layer(mixers=(replace(LINEAR, kind="retention"),), ffn=FFN),
 }
-# Counted otherwise one token at a time, or not able to run so.
-WHOLE = ("linear attention", "retention", "low rank", "window")
+# Counted otherwise one token at a time, or not able to run so. Native sparse attention compresses
+# the whole past again at every step, where `cost` keeps what is compressed.
+WHOLE = (
+    *("linear attention", "retention", "random features"),
+    *("low rank", "window", "native sparse"),
+)
 
 
 def spec_of(layer: Layer) -> ModelSpec:
@@ -183,6 +203,7 @@ def plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gqa, "attend", attend)
     monkeypatch.setattr(mla, "attend", attend)
     monkeypatch.setattr(low_rank_attention, "attend", attend)
+    monkeypatch.setattr(sparse_attention, "attend", attend)
     monkeypatch.setattr(mla.MultiHeadLatentAttention, "is_absorbed", lambda self, n, m: n == 1)
     monkeypatch.setattr(Experts, "_is_aligned", lambda self, x: False)
 
@@ -198,6 +219,9 @@ def test_a_pass_reads_every_projection_once(mixer: Mixer) -> None:
     spec = spec_of(Layer(mixers=(mixer,), ffn=FFN))
     model = build(spec)
     matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    # Matrices that are no `nn.Linear`: RWKV-6's mixes, and Performer's features, which are drawn.
+    tensors = model.state_dict()
+    matrices += [tensors[n] for n in tensors if n.endswith((".mix_out", ".features"))]
     ledger = ledger_of(spec, Pass(phase="decode", batch=1, new=1, past=8))
     # bf16 weights, two bytes each.
     assert sum(op.weights * op.count for op in ledger) == 2 * sum(w.numel() for w in matrices)

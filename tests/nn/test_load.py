@@ -412,3 +412,25 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     worthit.save_model(back, tmp_path / "again")
     shutil.copy(tmp_path / "again" / "model.safetensors", tmp_path)
     assert torch.equal(worthit.load_model(tmp_path)(IDS), model(IDS))
+
+
+ATTENTION = spec.Attention(n_heads=2, n_kv_heads=1, head_dim=8, rotary_dim=8)
+RWKV = spec.Rwkv(d_attention=32, head_dim=8, mix_rank=3, rank=5)
+UNPUBLISHED: dict[str, spec.Mixer] = {
+    "random features": replace(ATTENTION, n_features=12),
+    "native sparse": replace(ATTENTION, sparse_keys=8, sparse_near=4),
+    **{f"rwkv {n}": replace(RWKV, version=n) for n in (5, 6, 7)},
+}
+
+
+@pytest.mark.parametrize("mixer", UNPUBLISHED.values(), ids=UNPUBLISHED)
+def test_mixers_that_no_type_publishes_are_kept(mixer: spec.Mixer, tmp_path: Path) -> None:
+    ffn = spec.ChannelMix(d_ff=24, has_receptance=False)
+    layers = (spec.Layer(mixers=(mixer,), ffn=ffn),) * 2
+    mine = spec.ModelSpec(name="mine", d_model=16, vocab_size=50, context_len=64, layers=layers)
+    model = build(mine).eval()
+    worthit.save_model(model, tmp_path)
+    back = worthit.load_model(tmp_path)
+    assert back.spec.layers == layers
+    with torch.no_grad():
+        assert torch.equal(back(IDS), model(IDS))

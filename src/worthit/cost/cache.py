@@ -52,6 +52,9 @@ def cache_elements(mixer: object, d_model: int) -> CacheElements:
 def _(mixer: Attention, d_model: int) -> CacheElements:
     if mixer.low_rank is not None:
         return CacheElements(fixed=2 * mixer.n_kv_heads * mixer.head_dim * mixer.low_rank)
+    if mixer.n_features is not None:
+        # Sums of features by values for each query head, and of the features alone.
+        return CacheElements(fixed=mixer.n_heads * mixer.n_features * (mixer.head_dim + 1))
     return CacheElements(per_token=2 * mixer.n_kv_heads * mixer.head_dim, window=mixer.reach)
 
 
@@ -84,9 +87,10 @@ def _(mixer: Mamba2, d_model: int) -> CacheElements:
 
 @cache_elements.register(Rwkv)
 def _(mixer: Rwkv, d_model: int) -> CacheElements:
-    # Numerator, denominator and running maximum; the previous token's input of both halves of
-    # the layer (time mixing and channel mixing) is its one-token convolution.
-    return CacheElements(fixed=3 * mixer.d_attention, conv=2 * d_model)
+    # Numerator, denominator and running maximum, or a matrix a head; the previous token's input of
+    # both halves of the layer (time mixing and channel mixing) is its one-token convolution.
+    each = 3 if mixer.version == 4 else mixer.head_dim
+    return CacheElements(fixed=each * mixer.d_attention, conv=2 * d_model)
 
 
 @cache_elements.register(S4)

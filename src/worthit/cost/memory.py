@@ -267,7 +267,10 @@ def _(mixer: Mamba2, d: Number, width: Number) -> Number:
 
 @kept_elements.register(Rwkv)
 def _(mixer: Rwkv, d: Number, width: Number) -> Number:
-    return 5.0 * mixer.d_attention * width + 3 * d
+    # Key, value, receptance, output, and what the output is gated by; shifted inputs.
+    n_shifts = {4: 3, 5: 4, 6: 5, 7: 6}[mixer.version]
+    extra = 0.0 if mixer.version == 4 else 2.0
+    return (5.0 + extra) * mixer.d_attention * width + n_shifts * d
 
 
 @singledispatch

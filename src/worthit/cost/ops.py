@@ -11,6 +11,7 @@ from functools import singledispatch
 
 import numpy as np
 
+from worthit.cost import recurrent
 from worthit.cost.ledger import (
     Number,
     Op,
@@ -37,17 +38,12 @@ from worthit.spec.model import (
 # A score matrix that is not fused away is written and read by the product, softmax and dropout-free
 # probabilities: write scores, read them, write probabilities, read them.
 SCORE_TRIPS = 4
-# Mamba-1's scan per token, channel and state: discretise A and B, update, read out (Gu & Dao 2023,
-# section 3.3; the count of FLOPs is the reference kernel's documentation).
-SCAN_FLOPS = 9
 # Gather and scatter around the experts, and two grouped products: kernels beside the router's.
 MOE_LAUNCHES = 4
 
 
 # Product, scale and mask, softmax, product.
 UNFUSED_LAUNCHES = 4.0
-# A recurrence written as plain tensor operations: decay, outer product, update, read-out, sum.
-UNCOMPILED_RECURRENCE = 5.0
 
 
 @singledispatch
@@ -68,6 +64,10 @@ def _(mixer: Attention, d: Number, p: Pass) -> Iterator[Op]:
     yield qkv
     if mixer.rotary_dim or mixer.qk_norm != "none":
         yield elementwise("rotary and qk-norm", p, (q + kv) / p.tensor)
+    if mixer.n_features is not None:
+        yield from recurrent.features(mixer, heads, kv_heads, p)
+        yield matmul("attention output", p, q, d)
+        return
     if mixer.low_rank is not None:
         yield Op(
             name="low-rank keys and values",
@@ -81,18 +81,66 @@ def _(mixer: Attention, d: Number, p: Pass) -> Iterator[Op]:
         visible = np.where(p.past + p.new <= mixer.chunk, whole, mixer.chunk / 2)
     else:
         visible = p.visible(mixer.window)
+    cached = 2 * p.sharded(kv_heads) * mixer.head_dim
+    unmasked = None if mixer.low_rank is None else visible
     if mixer.sparse_keys is not None:
-        visible = np.minimum(visible, mixer.sparse_keys)
+        yield from _choice(mixer, d, heads, kv_heads, p)
+        size, n_blocks = mixer.sparse_blocks
+        visible, unmasked = np.minimum(visible, size * n_blocks), size * n_blocks
     yield attend(
         p,
         heads=heads / p.tensor,
         d_qk=mixer.head_dim,
         d_v=mixer.head_dim,
         visible=visible,
-        cached=2 * p.sharded(kv_heads) * mixer.head_dim,
-        unmasked=None if mixer.low_rank is None else visible,
+        cached=cached,
+        unmasked=unmasked,
     )
+    if mixer.sparse_near is not None:
+        near = attend(
+            p,
+            heads=heads / p.tensor,
+            d_qk=mixer.head_dim,
+            d_v=mixer.head_dim,
+            visible=p.visible(mixer.sparse_near),
+            cached=cached,
+        )
+        yield near
     yield matmul("attention output", p, q, d)
+
+
+def _choice(mixer: Attention, d: Number, heads: Number, kv_heads: Number, p: Pass) -> Iterator[Op]:
+    """Which blocks each token reads: scores on one key a block; values too where they are read.
+
+    Compressed keys are their block's mean, or learned (native sparse attention); a server keeps
+    them, so that a pass compresses new tokens alone.
+    """
+    size, width = mixer.sparse_blocks[0], mixer.head_dim
+    # Whole blocks before the token's own. Unfused, all of the pass are scored and masked after.
+    seen = p.visible() / size if p.is_fused else np.floor((p.past + p.new) / size)
+    n_products = 1
+    if mixer.sparse_near is not None:
+        n_products = 2
+        yield matmul("gates of the branches", p, d, 3 * heads)
+        compressed = matmul(
+            "compressed keys and values", p, width, 2 * width, tokens=p.tokens * kv_heads
+        )
+        compressed.weights = compressed.weights * size
+        yield compressed
+    yield Op(
+        name="choice of blocks",
+        kernel="attention",
+        flops=2.0 * n_products * p.tokens * heads / p.tensor * width * seen / p.context,
+        cache=n_products
+        * p.batch
+        * p.sharded(kv_heads)
+        * width
+        * (p.past / size)
+        * format_of(p.precision.cache).bytes
+        / p.context,
+        other=p.tokens * heads / p.tensor * width * activation_bytes(p),
+        is_fused=p.is_fused,
+    )
 
 
 def attend(
@@ -187,146 +235,11 @@ def _replicated(op: Op, p: Pass) -> Op:
     return op
 
 
-@mixer_ops.register(LinearAttention)
-def _(mixer: LinearAttention, d: Number, p: Pass) -> Iterator[Op]:
-    heads = mixer.n_value_heads * p.width
-    keys = mixer.n_key_heads * p.width * mixer.key_dim
-    values = heads * mixer.value_dim
-    gate = values if mixer.has_output_gate else 0
-    # What the rule is told of each token: decays and write strengths (see `params`).
-    told = {
-        "linear": 0,
-        "retention": 0,
-        "gated": keys,
-        "delta": heads,
-        "gated-delta": 2 * heads,
-    }[mixer.kind]
-    yield matmul("qkv and gate projection", p, d, 2 * keys + values + gate + told)
-    if mixer.d_conv:
-        yield elementwise("short convolution", p, (2 * keys + values) / p.tensor)
-    # The delta rules also read the state before they write it (Yang et al. 2024, equation 1).
-    n_products = 3 if "delta" in mixer.kind else 2
-    state = heads / p.tensor * mixer.key_dim * mixer.value_dim
-    chunk = np.minimum(mixer.chunk, p.new)
-    yield _recurrence(
-        "linear attention",
-        p,
-        state=state,
-        step_flops=2.0 * n_products * state,
-        chunk_flops=heads
-        / p.tensor
-        * (n_products - 1)
-        * 2.0
-        * chunk
-        * (mixer.key_dim + mixer.value_dim)
-        + 2.0 * n_products * state,
-        streams=2 * keys + 2 * values,
-    )
-    yield matmul("linear attention output", p, values, d)
-
-
-def _recurrence(
-    name: str,
-    p: Pass,
-    *,
-    state: Number,
-    step_flops: Number,
-    chunk_flops: Number,
-    streams: Number,
-    math: str = "bf16",
-) -> Op:
-    """A state updated per token: read and written every token in decode, kept on chip otherwise."""
-    is_decode = p.phase == "decode"
-    state_bytes = READ_WRITE_STATE * state * format_of(p.precision.state).bytes
-    return Op(
-        name=name,
-        kernel="scan",
-        flops=p.tokens * (step_flops if is_decode else chunk_flops),
-        cache=p.batch * state_bytes * (p.new if is_decode else 1.0),
-        other=p.tokens * streams / p.tensor * activation_bytes(p),
-        launches=1.0 if p.is_compiled else UNCOMPILED_RECURRENCE,
-        math="vector" if is_decode else math,
-    )
-
-
-READ_WRITE_STATE = 2
-
-
-@mixer_ops.register(Mamba)
-def _(mixer: Mamba, d: Number, p: Pass) -> Iterator[Op]:
-    inner, rank = mixer.d_inner * p.width, mixer.dt_rank * p.width
-    yield matmul("in projection", p, d, 2 * inner)
-    yield elementwise("short convolution", p, inner / p.tensor)
-    yield matmul("selection projection", p, inner, rank + 2 * mixer.d_state)
-    yield matmul("time-step projection", p, rank, inner)
-    scan = SCAN_FLOPS * inner / p.tensor * mixer.d_state
-    yield _recurrence(
-        "selective scan",
-        p,
-        state=inner / p.tensor * mixer.d_state,
-        step_flops=scan,
-        chunk_flops=scan,
-        streams=4 * inner,
-        math="vector",
-    )
-    yield matmul("out projection", p, inner, d)
-
-
-@mixer_ops.register(Mamba2)
-def _(mixer: Mamba2, d: Number, p: Pass) -> Iterator[Op]:
-    inner, heads = mixer.d_inner * p.width, mixer.n_heads * p.width / p.tensor
-    groups = mixer.n_groups * mixer.d_state
-    yield matmul("in projection", p, d, 2 * inner + 2 * groups + mixer.n_heads * p.width)
-    yield elementwise("short convolution", p, (inner + 2 * groups) / p.tensor)
-    chunk = np.minimum(mixer.chunk, p.new)
-    state = heads * mixer.head_dim * mixer.d_state
-    # Within a chunk: C B^T once a group and its product with X a head; between chunks: write and
-    # read the state (Dao & Gu 2024, section 6).
-    yield _recurrence(
-        "state-space duality",
-        p,
-        state=state,
-        step_flops=6.0 * state,
-        chunk_flops=2.0 * chunk * groups + 2.0 * chunk * heads * mixer.head_dim + 4.0 * state,
-        streams=3 * inner + 2 * groups,
-    )
-    yield elementwise("gated norm", p, inner / p.tensor)
-    yield matmul("out projection", p, inner, d)
-
-
-@mixer_ops.register(Rwkv)
-def _(mixer: Rwkv, d: Number, p: Pass) -> Iterator[Op]:
-    width = mixer.d_attention * p.width
-    yield elementwise("token shift", p, 3 * d)
-    yield matmul("key, value, receptance", p, d, 3 * width)
-    yield _recurrence(
-        "wkv",
-        p,
-        state=3 * width / p.tensor,
-        step_flops=8.0 * width / p.tensor,
-        chunk_flops=8.0 * width / p.tensor,
-        streams=4 * width,
-        math="vector",
-    )
-    yield matmul("output", p, width, d)
-
-
-@mixer_ops.register(S4)
-def _(mixer: S4, d: Number, p: Pass) -> Iterator[Op]:
-    state = d * mixer.d_state / p.tensor
-    # A convolution by FFT over the sequence: three transforms of twice the length, 5 N log2 N each.
-    length = np.maximum(2.0 * p.new, 2.0)
-    fft = 3 * 5 * 2.0 * np.log2(length) * d / p.tensor
-    yield _recurrence(
-        "state-space convolution",
-        p,
-        state=state,
-        step_flops=8.0 * state,
-        chunk_flops=fft,
-        streams=6 * d,
-        math="vector",
-    )
-    yield matmul("output and gate", p, d, 2 * d)
+mixer_ops.register(LinearAttention)(recurrent.linear_attention)
+mixer_ops.register(Mamba)(recurrent.mamba)
+mixer_ops.register(Mamba2)(recurrent.mamba2)
+mixer_ops.register(Rwkv)(recurrent.rwkv)
+mixer_ops.register(S4)(recurrent.s4)
 
 
 @singledispatch
@@ -349,7 +262,8 @@ def _(ffn: ChannelMix, d: Number, p: Pass) -> Iterator[Op]:
     width = ffn.d_ff * p.width
     yield elementwise("token shift", p, 2 * d)
     yield matmul("channel-mix key", p, d, width)
-    yield matmul("channel-mix receptance", p, d, d)
+    if ffn.has_receptance:
+        yield matmul("channel-mix receptance", p, d, d)
     yield elementwise("squared relu", p, width / p.tensor)
     yield matmul("channel-mix value", p, width, d)
 

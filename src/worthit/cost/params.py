@@ -119,7 +119,13 @@ def _(mixer: Attention, d_model: int) -> int:
         "per-head": q + kv,
     }[mixer.qk_norm] * (2 if mixer.has_qk_norm_bias else 1)
     sinks = mixer.n_heads if mixer.has_sinks else 0
-    return matrices + biases + qk_norm + sinks
+    native = 0
+    if mixer.sparse_near is not None:
+        # Blocks of keys and of values compressed to one each, and three gates a head.
+        block, _ = mixer.sparse_blocks
+        native = 2 * (block * mixer.head_dim + 1) * mixer.head_dim
+        native += (d_model + 1) * 3 * mixer.n_heads
+    return matrices + biases + qk_norm + sinks + native
 
 
 @mixer_params.register(LatentAttention)
@@ -187,8 +193,22 @@ def _(mixer: Mamba2, d_model: int) -> int:
 
 @mixer_params.register(Rwkv)
 def _(mixer: Rwkv, d_model: int) -> int:
-    # Key, value, receptance, output; decay and first bonus; three token-shift mixes.
-    return 4 * d_model * mixer.d_attention + 2 * mixer.d_attention + 3 * d_model
+    inner, rank, mixes = mixer.d_attention, mixer.rank, mixer.mix_rank
+    if mixer.version == 4:
+        # Key, value, receptance, output; decay and first bonus; three token-shift mixes.
+        return 4 * d_model * inner + 2 * inner + 3 * d_model
+    if mixer.version == 5:
+        # A gate more; decay, bonus, and the norm's weight and bias; four mixes.
+        return 5 * d_model * inner + 4 * inner + 4 * d_model
+    if mixer.version == 6:
+        # Mixes and decay have a low-rank part: five mixes from one first mix.
+        low_rank = 2 * d_model * 5 * mixes + (d_model + inner) * rank
+        return 5 * d_model * inner + 4 * inner + 6 * d_model + low_rank
+    # Decay, rate, gate and the share of the first values are low-rank, all but the gate with a
+    # bias; two scales of the key, bonus and norm; six mixes.
+    n_biased = 2 + int(mixer.has_value_mix)
+    low_rank = (n_biased + 1) * (d_model + inner) * rank + n_biased * inner
+    return 4 * d_model * inner + 5 * inner + 6 * d_model + low_rank
 
 
 @mixer_params.register(S4)
@@ -214,8 +234,9 @@ def _(ffn: FeedForward, d_model: int) -> Count:
 
 @ffn_params.register(ChannelMix)
 def _(ffn: ChannelMix, d_model: int) -> Count:
-    # Key up, value down, receptance; two token-shift mixes.
-    n = 2 * d_model * ffn.d_ff + d_model * d_model + 2 * d_model
+    # Key up and value down, each mix of token shift; a receptance and its own before version 7.
+    n = 2 * d_model * ffn.d_ff + d_model
+    n += d_model * d_model + d_model if ffn.has_receptance else 0
     return Count(total=n, active=n)
 
 

@@ -40,10 +40,10 @@ MODULES: dict[type, str] = {
     spec.LinearAttention: "worthit.nn.attention.linear_attention:build_linear_attention",
     spec.Mamba: "worthit.nn.ssm.mamba:MambaMixer",
     spec.Mamba2: "worthit.nn.ssm.mamba2:Mamba2Mixer",
-    spec.Rwkv: "worthit.nn.ssm.rwkv:TimeMixing",
+    spec.Rwkv: "worthit.nn.ssm.rwkv:build_rwkv",
     spec.S4: "worthit.nn.ssm.s4:build_s4",
     spec.FeedForward: "worthit.nn.ffn:FeedForward",
-    spec.ChannelMix: "worthit.nn.ssm.rwkv:ChannelMixing",
+    spec.ChannelMix: "worthit.nn.ssm.rwkv:build_channel_mix",
     spec.MoE: "worthit.nn.moe.topk_moe:build_moe",
 }
 

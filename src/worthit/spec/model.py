@@ -30,6 +30,9 @@ ScalingKind = Literal["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
 Placement = Literal["pre", "post", "output", "sandwich"]
 Activation = Literal["relu", "relu2", "gelu", "gelu-tanh", "silu", "clamped-swish"]
 Score = Literal["softmax", "sigmoid"]
+RWKV_VERSIONS = (4, 5, 6, 7)
+# More keys to a block save no choice worth the name, and a kernel reads this many at once.
+MAX_SPARSE_BLOCK = 64
 
 
 @record
@@ -107,9 +110,11 @@ class Attention:
     `key_scale` and `out_scale` multiply what it reads, its keys and what it adds (Falcon-H1).
 
     `window` keys including the query's own are attended (Mistral's convention); `chunk` restricts
-    attention to the query's own chunk (Llama 4); `sparse_keys` caps the keys that a query reads
-    beyond any pattern (strided, block or natively sparse attention); `low_rank` projects the keys
-    of the whole sequence to that many (Linformer).
+    attention to the query's own chunk (Llama 4); `sparse_keys` caps the keys that a query reads,
+    chosen block by block; with `sparse_near` it reads that many nearest keys and compressed blocks
+    beside them, each weighed by a gate (native sparse attention). `low_rank` projects the keys of
+    the whole sequence to that many (Linformer); `n_features` random features a head take the place
+    of the softmax, and a state that of the cache (Performer).
     """
 
     n_heads: int
@@ -124,7 +129,9 @@ class Attention:
     window: int | None = None
     chunk: int | None = None
     sparse_keys: int | None = None
+    sparse_near: int | None = None
     low_rank: int | None = None
+    n_features: int | None = None
     has_sinks: bool = False
     has_output_gate: bool = False
     logit_softcap: float | None = None
@@ -139,7 +146,13 @@ class Attention:
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_heads", "n_kv_heads", "head_dim")
-        _require_positive(self, "window", "chunk", "sparse_keys", "low_rank")
+        _require_positive(self, "window", "chunk", "sparse_keys", "sparse_near", "low_rank")
+        _require_positive(self, "n_features")
+        if self.sparse_near is not None and self.sparse_keys is None:
+            raise SpecError(
+                f"sparse_near stands beside sparse_keys, got sparse_near={self.sparse_near} alone; "
+                "a window alone is `window`"
+            )
         if self.n_heads % self.n_kv_heads:
             divisors = [n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]
             raise SpecError(
@@ -152,6 +165,13 @@ class Attention:
         """The most keys that a query can see, or None when it sees the whole sequence."""
         limits = [n for n in (self.window, self.chunk) if n is not None]
         return min(limits) if limits else None
+
+    @property
+    def sparse_blocks(self) -> tuple[int, int]:
+        """Keys of a block of sparse attention, and blocks: four at least, where there are four."""
+        assert self.sparse_keys is not None
+        size = min(MAX_SPARSE_BLOCK, 1 << max(0, self.sparse_keys.bit_length() - 3))
+        return size, self.sparse_keys // size
 
 
 @record
@@ -276,12 +296,38 @@ class Mamba2:
 
 @record
 class Rwkv:
-    """RWKV's time mixing, version 4 (Peng et al. 2023, arXiv:2305.13048)."""
+    """RWKV's time mixing: `version` 4 (Peng et al. 2023, arXiv:2305.13048), 5, 6 or 7.
+
+    From version 5 on (Peng et al. 2024, arXiv:2404.05892) the state is a matrix for each head of
+    `head_dim`. `mix_rank` is of version 6's low-rank mixes of the token before, `rank` of its decay
+    and of all low-rank paths of version 7 (Peng et al. 2025, arXiv:2503.14456), whose layers mix
+    in the first one's values with `has_value_mix`: all but the first itself.
+    """
 
     d_attention: int
+    version: int = 4
+    head_dim: int = 64
+    mix_rank: int = 32
+    rank: int = 64
+    has_value_mix: bool = True
+    chunk: int = 64
 
     def __post_init__(self) -> None:
-        _require_positive(self, "d_attention")
+        _require_positive(self, "d_attention", "head_dim", "mix_rank", "rank", "chunk")
+        if self.version not in RWKV_VERSIONS:
+            raise SpecError(
+                f"version must be one of {', '.join(map(str, RWKV_VERSIONS))}, got {self.version}"
+            )
+        if self.version > 4 and self.d_attention % self.head_dim:
+            raise SpecError(
+                f"head_dim must divide d_attention, got d_attention={self.d_attention} and "
+                f"head_dim={self.head_dim}"
+            )
+
+    @property
+    def n_heads(self) -> int:
+        """Heads of version 5 and later."""
+        return self.d_attention // self.head_dim
 
 
 @record
@@ -318,9 +364,10 @@ class FeedForward:
 
 @record
 class ChannelMix:
-    """RWKV's channel mixing: key, receptance and value matrices with token shift."""
+    """RWKV's channel mixing: key and value matrices with token shift; a receptance before 7."""
 
     d_ff: int
+    has_receptance: bool = True
 
     def __post_init__(self) -> None:
         _require_positive(self, "d_ff")

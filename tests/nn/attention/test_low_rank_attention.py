@@ -163,7 +163,7 @@ def test_causal_sums_are_a_loop(n: int) -> None:
 def test_the_mixer_continues_ignores_padding_and_approaches_softmax() -> None:
     torch.manual_seed(0)
     part = replace(PLAIN, rotary_dim=8)
-    ours = PerformerAttention(part, FULL, n_features=8192).eval()
+    ours = PerformerAttention(replace(part, n_features=8192), FULL).eval()
     x = 0.5 * torch.randn(2, 23, D_MODEL)
     with torch.no_grad():
         whole = run(ours, x)

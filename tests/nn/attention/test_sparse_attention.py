@@ -21,7 +21,6 @@ from worthit.nn.attention.sparse_attention import (
     attend_fixed,
     attend_strided,
     block_mask,
-    blocks_of,
     fixed_mask,
     strided_mask,
 )
@@ -85,9 +84,9 @@ SPARSE = replace(PLAIN, sparse_keys=16)
 
 
 def test_blocks_hold_no_more_than_the_keys_allowed() -> None:
-    assert blocks_of(2048) == (64, 32)
+    assert replace(PLAIN, sparse_keys=2048).sparse_blocks == (64, 32)
     for n in range(1, 300):
-        block, n_blocks = blocks_of(n)
+        block, n_blocks = replace(PLAIN, sparse_keys=n).sparse_blocks
         assert n_blocks >= 1
         assert block * n_blocks <= n < block * (n_blocks + 1)
     with torch.device("meta"):
@@ -130,7 +129,7 @@ def test_chosen_keys_are_those_of_a_loop(sparse_keys: int, n: int) -> None:
     got = run(module, inputs[0])
     parts = (module.q_proj, module.k_proj, module.v_proj)
     q, k, v = (p(inputs[1]).view(1, n, -1, 6).transpose(1, 2) for p in parts)
-    keep = chosen_slowly(q[0], k[0], *blocks_of(sparse_keys), module.scale)
+    keep = chosen_slowly(q[0], k[0], *part.sparse_blocks, module.scale)
     assert keep.sum(-1).max() <= sparse_keys
     mask = keep.repeat_interleave(2, 0)[None]
     out = attend_plainly(q, k, v, scale=module.scale, mask=mask)
@@ -147,8 +146,9 @@ def test_as_many_keys_as_tokens_is_full_attention() -> None:
 
 
 def native() -> NativeSparseAttention:
-    torch.manual_seed(0)
-    return NativeSparseAttention(SPARSE, model_of(SPARSE), near=5).eval()
+    module = built(replace(SPARSE, sparse_near=5))
+    assert isinstance(module, NativeSparseAttention)
+    return module
 
 
 @pytest.mark.parametrize("make", [lambda: built(SPARSE), native], ids=["selected", "native"])

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nn.recurrent_checks import D_MODEL, assert_same_gradients, run
+from nn.recurrent_checks import D_MODEL, assert_same_gradients, model_of, run
 from nn.tolerances import assert_near
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worthit.nn.mixer import Mixer
+from worthit.nn.mixer import Mixer, module_for
 from worthit.nn.ssm.rwkv5 import TimeMixing5, wkv_in_chunks, wkv_in_order
 from worthit.nn.ssm.rwkv6 import TimeMixing6
 from worthit.nn.ssm.rwkv7 import ChannelMixing7, TimeMixing7, dplr_in_chunks, dplr_in_order
 from worthit.nn.tokens import tokens_of
+from worthit.spec.model import ChannelMix, Rwkv
 
 HEADS, DIM = 4, D_MODEL // 4
+
+
+def layer(version: int, **options: object) -> Mixer:
+    part = Rwkv(d_attention=D_MODEL, version=version, head_dim=DIM, mix_rank=3, rank=5, **options)
+    return drawn(module_for(part, model_of(part)))
 
 
 def drawn(module: Mixer) -> Mixer:
@@ -27,15 +33,15 @@ def drawn(module: Mixer) -> Mixer:
 
 
 def five() -> Mixer:
-    return drawn(TimeMixing5(D_MODEL, HEADS))
+    return layer(5)
 
 
 def six() -> Mixer:
-    return drawn(TimeMixing6(D_MODEL, HEADS, mix_rank=3, decay_rank=5))
+    return layer(6)
 
 
 def seven() -> Mixer:
-    return drawn(TimeMixing7(D_MODEL, HEADS, is_first=True, rank=5))
+    return layer(7, has_value_mix=False)
 
 
 def group_norm(m: Mixer, y: Tensor) -> Tensor:
@@ -184,7 +190,7 @@ def test_chunks_are_the_recurrence_7(n: int) -> None:
 
 def test_later_layers_of_version_7_mix_in_the_first_ones_values() -> None:
     first = seven()
-    later = drawn(TimeMixing7(D_MODEL, HEADS, is_first=False, rank=5))
+    later = layer(7)
     x = torch.randn(1, 6, D_MODEL, dtype=torch.float64)
     tokens = tokens_of(x[..., 0], past=0, attention_mask=None)
     with torch.no_grad():
@@ -203,7 +209,10 @@ def test_later_layers_of_version_7_mix_in_the_first_ones_values() -> None:
 
 
 def test_channel_mixing_7() -> None:
-    module, x = drawn(ChannelMixing7(D_MODEL, 40)), torch.randn(1, 9, D_MODEL, dtype=torch.float64)
+    part = ChannelMix(d_ff=40, has_receptance=False)
+    module = drawn(module_for(part, model_of(part)))
+    assert isinstance(module, ChannelMixing7)
+    x = torch.randn(1, 9, D_MODEL, dtype=torch.float64)
     cache = module.new_cache()
     with torch.no_grad():
         before = functional.pad(x[:, :-1], (0, 0, 1, 0))

@@ -47,10 +47,15 @@ def build_attention(attention: spec.Attention, model: spec.ModelSpec) -> Grouped
         from worthit.nn.attention.low_rank_attention import LowRankAttention
 
         return LowRankAttention(attention, model)
-    if attention.sparse_keys is not None:
-        from worthit.nn.attention.sparse_attention import SparseAttention
+    if attention.n_features is not None:
+        from worthit.nn.attention.low_rank_attention import PerformerAttention
 
-        return SparseAttention(attention, model)
+        return PerformerAttention(attention, model)
+    if attention.sparse_keys is not None:
+        from worthit.nn.attention.sparse_attention import NativeSparseAttention, SparseAttention
+
+        is_native = attention.sparse_near is not None
+        return (NativeSparseAttention if is_native else SparseAttention)(attention, model)
     return GroupedQueryAttention(attention, model)
 
 

@@ -19,7 +19,7 @@ section 3.2 (FAVOR+):
 
 | paper | here |
 |---|---|
-| m | `n_features`: the error falls as 1 / sqrt(m) |
+| m | `spec.Attention.n_features`: the error falls as 1 / sqrt(m) |
 | w_1 ... w_m, orthogonal in blocks of d | `orthogonal_features(n_features, head_dim)` |
 | phi | `positive_features`, of queries and keys scaled by d^(-1/4) each |
 
@@ -31,7 +31,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worthit.errors import InputError
+from worthit.errors import InputError, SpecError
 from worthit.nn.attention.core import attend, repeat_heads
 from worthit.nn.attention.gqa import GroupedQueryAttention
 from worthit.nn.attention.linear_attention import attend_in_chunks
@@ -76,12 +76,23 @@ class PerformerAttention(GroupedQueryAttention):
     The features are drawn once, and are a buffer: no parameter.
     """
 
-    def __init__(
-        self, attention: spec.Attention, model: spec.ModelSpec, n_features: int = 256
-    ) -> None:
+    # A state, not keys, is what it continues.
+    takes_parts = False
+
+    def __init__(self, attention: spec.Attention, model: spec.ModelSpec) -> None:
         super().__init__(attention, model)
+        a = attention
+        assert a.n_features is not None
+        is_biased = self.position.kind in ("alibi", "relative-bias") and not a.is_position_free
+        if a.reach is not None or a.has_sinks or a.logit_softcap is not None or is_biased:
+            raise SpecError(
+                "n_features puts a state in the place of scores; got a window, chunk, sinks, soft "
+                "cap or bias beside it, which act on scores; drop either"
+            )
         self.features: Tensor
-        self.register_buffer("features", orthogonal_features(n_features, attention.head_dim))
+        with torch.device("cpu"):  # drawn also where parameters have no memory
+            features = orthogonal_features(a.n_features, a.head_dim)
+        self.register_buffer("features", features.to(self.q_proj.weight.device))
 
     def new_cache(self) -> StateCache:  # type: ignore[override]  # a state where others keep keys
         """Sums over the past, of fixed size."""
@@ -91,7 +102,7 @@ class PerformerAttention(GroupedQueryAttention):
         self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, cache: StateCache | None = None
     ) -> Tensor:
         """`(batch, n_heads, n, head_dim)`."""
-        w, real = self.features, tokens.is_new_real
+        w, real = self.features.float(), tokens.is_new_real
         groups = q.shape[1] // k.shape[1]
         root = self.scale**0.5
         phi_q = positive_features(q.float() * root, w, is_query=True)

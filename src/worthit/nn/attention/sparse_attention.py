@@ -17,9 +17,10 @@ arXiv:2502.13189): what `spec.Attention.sparse_keys` says, n keys a query and no
 
 | paper | here |
 |---|---|
-| l' and n, block size and count | `block`, `n_blocks`: `sparse_keys` keys in blocks of at most 64 |
+| l' and n, block size and count | `block`, `n_blocks`: `Attention.sparse_blocks` of `sparse_keys` |
+| w, the window's keys | `Attention.sparse_near` |
 | K^cmp, V^cmp, phi | `block_means`, or the learned `compress_keys`, `compress_values` |
-| p^slc, summed over a group's heads | `block_scores` |
+| p^cmp; p^slc, summed over a group's heads | `block_weights`; `by_group` of them |
 | I_t, the chosen blocks | `choose`: the own block, the first one where there are three, the best |
 | g^cmp, g^slc, g^win | `gate_proj` |
 
@@ -52,7 +53,6 @@ from worthit.spec import model as spec
 
 Partial = tuple[Tensor, Tensor]
 
-MAX_BLOCK = 64
 # Queries whose chosen blocks are gathered at once.
 QUERY_TILE = 64
 
@@ -183,7 +183,7 @@ class SparseAttention(GroupedQueryAttention):
                 "sparse_keys chooses among all past keys by their plain scores; got a window, "
                 "chunk, sinks, soft cap or bias beside it; drop either"
             )
-        self.block, self.n_blocks = blocks_of(a.sparse_keys)
+        self.block, self.n_blocks = a.sparse_blocks
 
     def recall(
         self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, cache: KVCache | None = None
@@ -192,25 +192,23 @@ class SparseAttention(GroupedQueryAttention):
         if cache is not None:
             k, v = cache.append(k, v)
         k, v = (from_first_real(t, tokens) for t in (k, v))
-        scores = block_scores(
-            q, block_means(k, self.block), tokens.positions, self.block, self.scale
-        )
-        chosen = choose(scores, tokens.positions, self.block, self.n_blocks)
+        means = block_means(k, self.block)
+        weights = block_weights(q, means, tokens.positions, self.block, self.scale)
+        chosen = choose(by_group(weights, k.shape[1]), tokens.positions, self.block, self.n_blocks)
         return attend_chosen(q, k, v, chosen, tokens.positions, self.block, self.scale)
 
 
 class NativeSparseAttention(SparseAttention):
-    """Compressed, selected and near keys, each branch weighed by a gate of the token."""
+    """Compressed, selected and the `sparse_near` nearest keys, weighed by gates of the token."""
 
     # Its gates are those of the whole pass.
     takes_parts = False
 
-    def __init__(
-        self, attention: spec.Attention, model: spec.ModelSpec, *, near: int = MAX_BLOCK
-    ) -> None:
+    def __init__(self, attention: spec.Attention, model: spec.ModelSpec) -> None:
         super().__init__(attention, model)
+        assert attention.sparse_near is not None
         width = self.block * attention.head_dim
-        self.near = near
+        self.near = attention.sparse_near
         self.compress_keys = nn.Linear(width, attention.head_dim)
         self.compress_values = nn.Linear(width, attention.head_dim)
         self.gate_proj = nn.Linear(model.d_model, 3 * attention.n_heads)
@@ -235,17 +233,12 @@ class NativeSparseAttention(SparseAttention):
             phi(_whole_blocks(t, block).flatten(-2))
             for phi, t in ((self.compress_keys, k), (self.compress_values, v))
         )
-        scores = block_scores(q, small_k, places, block, self.scale)
-        chosen = choose(scores, places, block, self.n_blocks)
+        weights = block_weights(q, small_k, places, block, self.scale)
+        chosen = choose(by_group(weights, k.shape[1]), places, block, self.n_blocks)
         groups = q.shape[1] // k.shape[1]
         branches = (
-            _partial(
-                q,
-                repeat_heads(small_k, groups),
-                repeat_heads(small_v, groups),
-                _is_before(small_k, places, block),
-                self.scale,
-            )[0],
+            weights.masked_fill(weights == -math.inf, 0.0).to(q.dtype)
+            @ repeat_heads(small_v, groups),
             attend_chosen(q, k, v, chosen, places, block, self.scale),
             self._near(q, k, v, places),
         )
@@ -257,12 +250,6 @@ class NativeSparseAttention(SparseAttention):
         distance = places[:, None, :, None] - torch.arange(k.shape[2], device=k.device)
         mask = (distance >= 0) & (distance < self.near)
         return attend(q, k, v, scale=self.scale, mask=mask)
-
-
-def blocks_of(sparse_keys: int) -> tuple[int, int]:
-    """Block size and number for `sparse_keys` keys: four blocks at least, where there are four."""
-    block = min(MAX_BLOCK, 2 ** max(0, int(math.log2(sparse_keys)) - 2))
-    return block, sparse_keys // block
 
 
 def from_first_real(x: Tensor, tokens: Tokens) -> Tensor:
@@ -280,15 +267,23 @@ def block_means(k: Tensor, block: int) -> Tensor:
     return _whole_blocks(k, block).mean(dim=3)
 
 
-def block_scores(q: Tensor, small: Tensor, places: Tensor, block: int, scale: float) -> Tensor:
-    """How much each query group wants each earlier block, `(batch, n_kv_heads, n, blocks)`."""
+def block_weights(q: Tensor, small: Tensor, places: Tensor, block: int, scale: float) -> Tensor:
+    """How much each query wants each earlier block, `(batch, n_heads, n, blocks)`; -inf not at all.
+
+    In fp32: the softmax over the compressed keys, which is the compressed branch's own too.
+    """
     groups = q.shape[1] // small.shape[1]
     scores = q @ repeat_heads(small, groups).transpose(-1, -2) * scale
     # -inf alone would make rows without blocks NaN.
     low = torch.finfo(scores.dtype).min
     before = _is_before(small, places, block)
     weights = scores.masked_fill(~before, low).float().softmax(dim=-1)
-    return weights.unflatten(1, (-1, groups)).sum(dim=2).masked_fill(~before, -math.inf)
+    return weights.masked_fill(~before, -math.inf)
+
+
+def by_group(weights: Tensor, kv_heads: int) -> Tensor:
+    """The same for all query heads of a group together, `(batch, n_kv_heads, n, blocks)`."""
+    return weights.unflatten(1, (kv_heads, -1)).sum(dim=2)
 
 
 def choose(scores: Tensor, places: Tensor, block: int, n_blocks: int) -> Tensor:

@@ -37,6 +37,32 @@ NOTHING = -1e38
 State = tuple[Tensor, Tensor, Tensor]
 
 
+def build_rwkv(rwkv: spec.Rwkv, model: spec.ModelSpec) -> Mixer:
+    """The time mixing of `rwkv.version`."""
+    if rwkv.version == 5:
+        from worthit.nn.ssm.rwkv5 import TimeMixing5
+
+        return TimeMixing5(rwkv, model)
+    if rwkv.version == 6:
+        from worthit.nn.ssm.rwkv6 import TimeMixing6
+
+        return TimeMixing6(rwkv, model)
+    if rwkv.version == 7:
+        from worthit.nn.ssm.rwkv7 import TimeMixing7
+
+        return TimeMixing7(rwkv, model)
+    return TimeMixing(rwkv, model)
+
+
+def build_channel_mix(ffn: spec.ChannelMix, model: spec.ModelSpec) -> Mixer:
+    """The channel mixing, with its receptance or, as in version 7, without."""
+    if ffn.has_receptance:
+        return ChannelMixing(ffn, model)
+    from worthit.nn.ssm.rwkv7 import ChannelMixing7
+
+    return ChannelMixing7(ffn, model)
+
+
 class TimeMixing(Mixer):
     """RWKV's mixer: key, value and receptance of shifted inputs, and the fading average."""
 

@@ -29,26 +29,29 @@ from worthit.nn.cache import StateCache
 from worthit.nn.mixer import Mixer
 from worthit.nn.ssm.rwkv import decay_speeds, shift_mix, shifted
 from worthit.nn.tokens import Tokens
+from worthit.spec import model as spec
 
 # The published code divides by 8 and adds 1e-5 to the variance: the same as this alone.
 NORM_EPS = 64e-5
 
 
 class TimeMixing5(Mixer):
-    """RWKV-5's mixer. `d_model` is `n_heads * head_dim`."""
+    """RWKV-5's mixer."""
 
-    def __init__(self, d_model: int, n_heads: int) -> None:
+    def __init__(self, rwkv: spec.Rwkv, model: spec.ModelSpec) -> None:
         super().__init__()
-        self.n_heads = n_heads
+        self.spec, self.n_heads = rwkv, rwkv.n_heads
+        d, inner = model.d_model, rwkv.d_attention
         self.mix_key, self.mix_value, self.mix_receptance, self.mix_gate = (
-            shift_mix(d_model) for _ in range(4)
+            shift_mix(d) for _ in range(4)
         )
-        self.omega = nn.Parameter(decay_speeds(d_model).view(n_heads, -1))
-        self.bonus = nn.Parameter(torch.zeros(n_heads, d_model // n_heads))
-        self.key, self.value, self.receptance, self.gate, self.output = (
-            nn.Linear(d_model, d_model, bias=False) for _ in range(5)
+        self.omega = nn.Parameter(decay_speeds(inner).view(rwkv.n_heads, -1))
+        self.bonus = nn.Parameter(torch.zeros(rwkv.n_heads, rwkv.head_dim))
+        self.key, self.value, self.receptance, self.gate = (
+            nn.Linear(d, inner, bias=False) for _ in range(4)
         )
-        self.norm = HeadNorm(d_model, n_heads)
+        self.output = nn.Linear(inner, d, bias=False)
+        self.norm = HeadNorm(inner, rwkv.n_heads)
 
     def new_cache(self) -> StateCache:
         """`state`, and the last input as `conv`."""
@@ -64,7 +67,8 @@ class TimeMixing5(Mixer):
         g = functional.silu(self.gate(torch.lerp(before, x, self.mix_gate)))
         log_decay = -self.omega.to(k.dtype).exp()[:, None].expand_as(k)
         past = None if cache is None else cache.get("state")
-        y, state = wkv_in_chunks(r, k, v, log_decay, self.bonus.to(k.dtype), past)
+        u, chunk = self.bonus.to(k.dtype), self.spec.chunk
+        y, state = wkv_in_chunks(r, k, v, log_decay, u, past, chunk=chunk)
         if cache is not None:
             cache["state"] = state
         out: Tensor = self.output(self.norm(y).to(x.dtype) * g)
@@ -106,7 +110,14 @@ def wkv_in_order(
 
 
 def wkv_in_chunks(
-    r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, u: Tensor, state: Tensor | None = None
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    u: Tensor,
+    state: Tensor | None = None,
+    *,
+    chunk: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and the last state.
 
@@ -122,7 +133,7 @@ def wkv_in_chunks(
     def moved(x: Tensor) -> Tensor:
         return functional.pad(x[:, :, :-1], (0, 0, 1, 0))
 
-    read, before = attend_in_chunks(r, moved(k), moved(v), moved(log_decay), state)
+    read, before = attend_in_chunks(r, moved(k), moved(v), moved(log_decay), state, chunk=chunk)
     own = (r * u[:, None] * k).sum(dim=-1, keepdim=True) * v
     last = log_decay[:, :, -1, :, None].exp() * before
     return read + own, last + k[:, :, -1, :, None] * v[:, :, -1, None, :]

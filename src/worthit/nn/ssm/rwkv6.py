@@ -28,32 +28,33 @@ from worthit.nn.mixer import Mixer
 from worthit.nn.ssm.rwkv import decay_speeds, shifted
 from worthit.nn.ssm.rwkv5 import HeadNorm, by_head, wkv_in_chunks
 from worthit.nn.tokens import Tokens
+from worthit.spec import model as spec
 
 LORA_STD = 1e-2
 
 
 class TimeMixing6(Mixer):
-    """RWKV-6's mixer. `mix_rank` and `decay_rank` are the widths of the low-rank paths."""
+    """RWKV-6's mixer."""
 
-    def __init__(
-        self, d_model: int, n_heads: int, *, mix_rank: int = 32, decay_rank: int = 64
-    ) -> None:
+    def __init__(self, rwkv: spec.Rwkv, model: spec.ModelSpec) -> None:
         super().__init__()
-        self.n_heads = n_heads
-        share = 1 - torch.arange(d_model) / d_model
+        self.spec, self.n_heads = rwkv, rwkv.n_heads
+        d, inner = model.d_model, rwkv.d_attention
+        share = 1 - torch.arange(d) / d
         self.mix_first = nn.Parameter(share.clone())
         self.mix = nn.Parameter(share.repeat(5, 1))
-        self.mix_in = nn.Linear(d_model, 5 * mix_rank, bias=False)
-        self.mix_out = nn.Parameter(torch.randn(5, mix_rank, d_model) * LORA_STD)
-        self.omega = nn.Parameter(decay_speeds(d_model))
-        self.decay_in = nn.Linear(d_model, decay_rank, bias=False)
-        self.decay_out = nn.Linear(decay_rank, d_model, bias=False)
+        self.mix_in = nn.Linear(d, 5 * rwkv.mix_rank, bias=False)
+        self.mix_out = nn.Parameter(torch.randn(5, rwkv.mix_rank, d) * LORA_STD)
+        self.omega = nn.Parameter(decay_speeds(inner))
+        self.decay_in = nn.Linear(d, rwkv.rank, bias=False)
+        self.decay_out = nn.Linear(rwkv.rank, inner, bias=False)
         nn.init.normal_(self.decay_out.weight, std=LORA_STD)
-        self.bonus = nn.Parameter(torch.zeros(n_heads, d_model // n_heads))
-        self.key, self.value, self.receptance, self.gate, self.output = (
-            nn.Linear(d_model, d_model, bias=False) for _ in range(5)
+        self.bonus = nn.Parameter(torch.zeros(rwkv.n_heads, rwkv.head_dim))
+        self.key, self.value, self.receptance, self.gate = (
+            nn.Linear(d, inner, bias=False) for _ in range(4)
         )
-        self.norm = HeadNorm(d_model, n_heads)
+        self.output = nn.Linear(inner, d, bias=False)
+        self.norm = HeadNorm(inner, rwkv.n_heads)
 
     def new_cache(self) -> StateCache:
         """`state`, and the last input as `conv`."""
@@ -73,7 +74,8 @@ class TimeMixing6(Mixer):
         omega = self.omega + self.decay_out(torch.tanh(self.decay_in(for_w)))
         log_decay = -by_head(omega, self.n_heads).exp()
         past = None if cache is None else cache.get("state")
-        y, state = wkv_in_chunks(r, k, v, log_decay, self.bonus.to(r.dtype), past)
+        u, chunk = self.bonus.to(r.dtype), self.spec.chunk
+        y, state = wkv_in_chunks(r, k, v, log_decay, u, past, chunk=chunk)
         if cache is not None:
             cache["state"] = state
         out: Tensor = self.output(self.norm(y).to(x.dtype) * functional.silu(self.gate(for_g)))

@@ -33,6 +33,7 @@ from worthit.nn.norm.relu import relu2
 from worthit.nn.ssm.rwkv import shift_mix, shifted
 from worthit.nn.ssm.rwkv5 import HeadNorm, by_head
 from worthit.nn.tokens import Tokens
+from worthit.spec import model as spec
 
 # e^{-1/2} as the published code rounds it.
 DECAY_RANGE = 0.606531
@@ -44,44 +45,45 @@ class LowRank(nn.Module):
     """bias + B f(A x), with f the identity, tanh or sigmoid."""
 
     def __init__(
-        self, width: int, rank: int, *, activation: str | None = None, has_bias: bool = True
+        self, inputs: int, rank: int, outputs: int, activation: str = "", *, has_bias: bool = True
     ) -> None:
         super().__init__()
         self.activation = activation
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width, bias=has_bias)
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., width)` to the same shape."""
+        """`(..., inputs)` to `(..., outputs)`."""
         h = self.down(x)
-        if self.activation is not None:
+        if self.activation:
             h = torch.tanh(h) if self.activation == "tanh" else torch.sigmoid(h)
         y: Tensor = self.up(h)
         return y
 
 
 class TimeMixing7(Mixer):
-    """RWKV-7's mixer; `rank` is the width of every low-rank path.
+    """RWKV-7's mixer.
 
-    The values of the layer with `is_first` are kept for the pass, where the later layers find them.
+    The values of the first layer, which has no values to mix in (`has_value_mix`), are kept for the
+    pass, where the later layers find them.
     """
 
-    def __init__(self, d_model: int, n_heads: int, *, is_first: bool, rank: int = 64) -> None:
+    def __init__(self, rwkv: spec.Rwkv, model: spec.ModelSpec) -> None:
         super().__init__()
-        self.n_heads, self.is_first = n_heads, is_first
+        self.spec, self.n_heads = rwkv, rwkv.n_heads
+        d, inner, rank = model.d_model, rwkv.d_attention, rwkv.rank
         names = ("receptance", "decay", "key", "value", "rate", "gate")
-        self.mix = nn.ParameterDict({name: shift_mix(d_model) for name in names})
-        self.decay = LowRank(d_model, rank, activation="tanh")
-        self.rate = LowRank(d_model, rank)
-        self.value_share = None if is_first else LowRank(d_model, rank)
-        self.gate = LowRank(d_model, rank, activation="sigmoid", has_bias=False)
-        self.key_scale = nn.Parameter(torch.full((d_model,), 0.85))
-        self.key_rate = nn.Parameter(torch.ones(d_model))
-        self.bonus = nn.Parameter(torch.zeros(n_heads, d_model // n_heads))
-        self.receptance, self.key, self.value, self.output = (
-            nn.Linear(d_model, d_model, bias=False) for _ in range(4)
-        )
-        self.norm = HeadNorm(d_model, n_heads)
+        self.mix = nn.ParameterDict({name: shift_mix(d) for name in names})
+        self.decay = LowRank(d, rank, inner, "tanh")
+        self.rate = LowRank(d, rank, inner)
+        self.value_share = LowRank(d, rank, inner) if rwkv.has_value_mix else None
+        self.gate = LowRank(d, rank, inner, "sigmoid", has_bias=False)
+        self.key_scale = nn.Parameter(torch.full((inner,), 0.85))
+        self.key_rate = nn.Parameter(torch.ones(inner))
+        self.bonus = nn.Parameter(torch.zeros(rwkv.n_heads, rwkv.head_dim))
+        self.receptance, self.key, self.value = (nn.Linear(d, inner, bias=False) for _ in range(3))
+        self.output = nn.Linear(inner, d, bias=False)
+        self.norm = HeadNorm(inner, rwkv.n_heads)
 
     def new_cache(self) -> StateCache:
         """`state` `(batch, n_heads, head_dim, head_dim)`, and the last input as `conv`."""
@@ -106,9 +108,9 @@ class TimeMixing7(Mixer):
         )
         decay = by_head(self.decay(mixed["decay"]), self.n_heads)
         past = None if cache is None else cache.get("state")
-        y, state = dplr_in_chunks(
-            r, k, v, -DECAY_RANGE * torch.sigmoid(decay), -unit_key, unit_key * rate, past
-        )
+        log_decay, erase, write = -DECAY_RANGE * torch.sigmoid(decay), -unit_key, unit_key * rate
+        chunk = self.spec.chunk
+        y, state = dplr_in_chunks(r, k, v, log_decay, erase, write, past, chunk=chunk)
         if cache is not None:
             cache["state"] = state
         own = (r * k * self.bonus[:, None]).sum(dim=-1, keepdim=True) * v
@@ -120,11 +122,12 @@ class TimeMixing7(Mixer):
 class ChannelMixing7(Mixer):
     """RWKV-7's feed-forward: no receptance any more."""
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
+    def __init__(self, ffn: spec.ChannelMix, model: spec.ModelSpec) -> None:
         super().__init__()
-        self.mix_key = shift_mix(d_model)
-        self.key = nn.Linear(d_model, d_ff, bias=False)
-        self.value = nn.Linear(d_ff, d_model, bias=False)
+        self.spec = ffn
+        self.mix_key = shift_mix(model.d_model)
+        self.key = nn.Linear(model.d_model, ffn.d_ff, bias=False)
+        self.value = nn.Linear(ffn.d_ff, model.d_model, bias=False)
 
     def new_cache(self) -> StateCache:
         """The last input, as `conv`."""

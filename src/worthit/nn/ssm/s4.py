@@ -107,6 +107,10 @@ class StateSpaceMixer(Mixer):
         """A_bar `(d_model, d_state, d_state)`, B_bar and C `(d_model, d_state)`, real, fp64."""
         raise NotImplementedError
 
+    def step_and_read(self, state: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """One token in O(N): what is read, `(batch, d_model)`, and the next complex state."""
+        raise NotImplementedError
+
     def in_order(self, u: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Outputs `(batch, d_model, n)` and the last state, token by token: the reference."""
         a, b, c = (t.to(u.dtype) for t in self.step_matrices())
@@ -120,11 +124,13 @@ class StateSpaceMixer(Mixer):
 
     def continued(self, u: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same by chunks: what enters, what is read and what passes on are products."""
-        if u.shape[2] == 1:
-            return self.in_order(u, state)
-        a, b, c = self.step_matrices()
         if state is None:
-            state = u.new_zeros(*u.shape[:2], a.shape[-1])
+            state = u.new_zeros(*u.shape[:2], self.spec.d_state)
+        if u.shape[2] == 1:
+            pairs = torch.complex(*(t.double() for t in state.chunk(2, dim=-1)))
+            y, pairs = self.step_and_read(pairs, u[..., 0].double())
+            return y[..., None].to(u.dtype), torch.cat([pairs.real, pairs.imag], -1).to(u.dtype)
+        a, b, c = self.step_matrices()
         size = min(CHUNK, u.shape[2])
         # Columns A^j b and rows c A^(j + 1), for j < size.
         columns, rows = _krylov(a, b, size), _krylov(a.mT, c, size).mT @ a
@@ -203,6 +209,11 @@ class S4Mixer(StateSpaceMixer):
         system = 2 * (p.conj() @ rp.mT).real + torch.eye(p.shape[1]).to(rp.real)
         weights = torch.linalg.solve(system, onto_p(right)[..., None])
         return right - (rp * weights).sum(dim=-2)
+
+    def step_and_read(self, state: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """By `step`."""
+        state = self.step(state, u)
+        return 2 * (self._parts()[3] * state).real.sum(dim=-1), state
 
     def step_matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         """By stepping every unit vector once."""

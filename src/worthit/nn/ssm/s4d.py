@@ -51,6 +51,12 @@ class S4DMixer(StateSpaceMixer):
         powers = torch.exp(turned[..., None] * torch.arange(n, device=b.device))
         return 2 * ((c * b)[:, None] @ powers)[:, 0].real
 
+    def step_and_read(self, state: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Each pair by itself."""
+        turned, b, c = self._discrete()
+        state = turned.exp() * state + b * u[..., None]
+        return 2 * (c * state).real.sum(dim=-1), state
+
     def step_matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         """A rotation and a decay for each pair."""
         turned, b, c = self._discrete()

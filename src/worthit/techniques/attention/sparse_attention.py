@@ -1,7 +1,7 @@
 """Sparse attention: each query reads a chosen few of the past keys.
 
-Changes: `sparse_keys` of every full softmax attention. Matched: everything else; the small network
-that chooses the keys is not counted, and all keys stay cached.
+Changes: `sparse_keys` of every full softmax attention. Matched: everything else, and all keys stay
+cached; choosing costs one product with the mean key of each past block.
 Relieves: attention compute over long sequences and the cache traffic of decoding them.
 Does nothing when: the context is not much longer than the keys kept; nor for cache capacity, ever.
 Costs: continued training with the selection in place, and a kernel that gathers blocks.

@@ -117,7 +117,7 @@ def matrices(model: ModelSpec) -> Iterator[tuple[int, int, int]]:
 def ffn_shapes(ffn: FeedForward | ChannelMix, d: int) -> tuple[Shape, ...]:
     """Matrices of one feed-forward in a stream of `d` channels."""
     if isinstance(ffn, ChannelMix):
-        return ((d, ffn.d_ff), (ffn.d_ff, d), (d, d))
+        return ((d, ffn.d_ff), (ffn.d_ff, d), *(((d, d),) if ffn.has_receptance else ()))
     return ((d, ffn.d_ff),) * (2 if ffn.is_gated else 1) + ((ffn.d_ff, d),)
 
 
@@ -131,7 +131,11 @@ def mixer_shapes(mixer: object, d: int) -> tuple[Shape, ...]:
 def _(mixer: Attention, d: int) -> tuple[Shape, ...]:
     q, kv = mixer.n_heads * mixer.head_dim, mixer.n_kv_heads * mixer.head_dim
     queries = ((d, q),) * (2 if mixer.has_output_gate else 1)
-    return (*queries, (d, kv), (d, kv), (q, d))
+    native: tuple[Shape, ...] = ()
+    if mixer.sparse_near is not None:
+        width = mixer.sparse_blocks[0] * mixer.head_dim
+        native = ((width, mixer.head_dim), (width, mixer.head_dim), (d, 3 * mixer.n_heads))
+    return (*queries, (d, kv), (d, kv), (q, d), *native)
 
 
 @mixer_shapes.register
@@ -176,7 +180,13 @@ def _(mixer: Mamba2, d: int) -> tuple[Shape, ...]:
 
 @mixer_shapes.register
 def _(mixer: Rwkv, d: int) -> tuple[Shape, ...]:
-    return ((d, mixer.d_attention),) * 3 + ((mixer.d_attention, d),)
+    inner, rank, mixes = mixer.d_attention, mixer.rank, mixer.mix_rank
+    matrices: tuple[Shape, ...] = ((d, inner),) * (3 if mixer.version in (4, 7) else 4)
+    if mixer.version == 6:
+        matrices += ((d, 5 * mixes), *(((mixes, d),) * 5), (d, rank), (rank, inner))
+    if mixer.version == 7:
+        matrices += ((d, rank), (rank, inner)) * (3 + int(mixer.has_value_mix))
+    return (*matrices, (inner, d))
 
 
 @mixer_shapes.register
