@@ -106,16 +106,23 @@ def effect(
     """The effect of `arm` against another over the seeds that both have; or its value."""
     seeds = sorted(values[arm] if against is None else set(values[arm]) & set(values[against]))
     mine = _column(values, metric, arm, seeds)
-    by_ratio = against is not None and metric.scale == "ratio"
-    numbers: Sequence[float] = mine
-    if against is not None:
-        other = _column(values, metric, against, seeds)
-        numbers = differences(mine, other, by_ratio=by_ratio)
+    other = None if against is None else _column(values, metric, against, seeds)
+    by_ratio = other is not None and metric.scale == "ratio"
     if metric.is_exact:
-        mean = sum(numbers) / len(numbers)
-        interval = bootstrap = Interval(mean, mean, mean, level, len(numbers), "exact")
-    else:
-        interval, bootstrap = t_interval(numbers, level), bootstrap_interval(numbers, level)
+        numbers = _counted(metric, mine, other)
+        exact = Interval(numbers[0], numbers[0], numbers[0], level, len(numbers), "exact")
+        return Effect(
+            metric=metric,
+            arm=arm,
+            against=against,
+            seeds=tuple(seeds),
+            per_seed=tuple(numbers),
+            interval=exact,
+            bootstrap=exact,
+            sd=0.0,
+        )
+    numbers = mine if other is None else differences(mine, other, by_ratio=by_ratio)
+    interval, bootstrap = t_interval(numbers, level), bootstrap_interval(numbers, level)
     mean = sum(numbers) / len(numbers)
     variance = sum((x - mean) ** 2 for x in numbers) / max(len(numbers) - 1, 1)
     return Effect(
@@ -128,6 +135,20 @@ def effect(
         bootstrap=bootstrap.exp() if by_ratio else bootstrap,
         sd=math.sqrt(variance),
     )
+
+
+def _counted(metric: Metric, mine: list[float], other: list[float] | None) -> list[float]:
+    """What is counted is the same for every seed, and is divided as it is."""
+    if len(set(mine)) > 1 or len(set(other or [0.0])) > 1:
+        raise WorthitError(
+            f"metric {metric.id!r} is said to be counted and differs between seeds; "
+            "leave out is_exact"
+        )
+    if other is None:
+        return mine
+    if metric.scale == "ratio":
+        return [a / b for a, b in zip(mine, other, strict=True)]
+    return [a - b for a, b in zip(mine, other, strict=True)]
 
 
 def _column(values: Values, metric: Metric, arm: str, seeds: Sequence[int]) -> list[float]:

@@ -15,6 +15,7 @@ what is missing. Files are written beside their place and moved there.
 from __future__ import annotations
 
 import datetime
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -76,14 +77,20 @@ class Run:
         return [seed for seed in seeds if self.cell(arm, seed) is None]
 
     def save_cell(self, arm: str, seed: int, measures: Measures, **about: Any) -> None:
-        """Keep a cell's metrics and curves; `about` is anything else worth keeping."""
+        """Keep a cell's metrics and curves; `about` is anything else worth keeping.
+
+        Points of a curve that are no numbers are left out, as where training diverged.
+
+        Raises:
+            WorthitError: a metric is no number.
+        """
         values = {k: float(v) for k, v in measures.items() if isinstance(v, (int, float))}
         curves = {
-            name: [[float(x), float(y)] for x, y in points]
+            name: [[float(x), float(y)] for x, y in points if math.isfinite(y)]
             for name, points in measures.items()
             if not isinstance(points, (int, float))
         }
-        bad = [name for name, number in values.items() if number != number]
+        bad = [name for name, number in values.items() if not math.isfinite(number)]
         if bad:
             raise WorthitError(f"{arm}, seed {seed}: {', '.join(bad)} is not a number")
         record = {

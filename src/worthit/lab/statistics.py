@@ -33,6 +33,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 LEVEL = 0.95
 POWER = 0.8
 N_RESAMPLES = 4999
+# Below this share of the numbers, or of 1, differences are those of floating point.
+ROUNDING = 1e-13
 
 
 @value
@@ -83,7 +85,7 @@ def bootstrap_interval(
     mean, n = float(x.mean()), len(x)
     if n == 1:
         return Interval(mean, -math.inf, math.inf, level, n, method)
-    if np.ptp(x) == 0:
+    if _is_constant(x):
         return Interval(mean, mean, mean, level, n, method)
     found = stats.bootstrap(
         (x,),
@@ -127,10 +129,9 @@ def p_value(values: Sequence[float], low: float, high: float) -> float:
         return 0.0
     if len(x) == 1 or distance == 0:
         return 0.5
-    error = float(x.std(ddof=1)) / math.sqrt(len(x))
-    # Equal numbers that were computed in floating point are equal.
-    if error <= 1e-12 * max(abs(float(x.mean())), distance):
+    if _is_constant(x):
         return 0.0
+    error = float(x.std(ddof=1)) / math.sqrt(len(x))
     return float(stats.t.sf(distance / error, len(x) - 1))
 
 
@@ -227,6 +228,11 @@ def _finite(values: Sequence[float]) -> Array:
     if x.size == 0 or not np.isfinite(x).all():
         raise InputError(f"statistics need finite numbers, got {x.tolist() or 'none'}")
     return x
+
+
+def _is_constant(x: Array) -> bool:
+    """Whether all numbers are equal, but for the rounding of what they were computed from."""
+    return bool(np.ptp(x) <= ROUNDING * max(float(np.abs(x).max()), 1.0))
 
 
 def _exp(x: float) -> float:

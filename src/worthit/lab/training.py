@@ -116,7 +116,7 @@ def _tune(how: Training, context: Context, run: Run, arm: Arm, rate: float, tick
         loss=arm.loss,
         after_step=arm.after_step,
         folder=run.scratch(arm.id, f"rate-{rate:g}"),
-        progress=_progress(tick),
+        progress=_progress(tick, len(seeds)),
     )
     losses = [_validation_loss(context, arm, one) for one in trained]
     run.save_tuned(arm.id, rate, losses, seconds=time.perf_counter() - started, seeds=seeds)
@@ -137,13 +137,20 @@ def _train(
         loss=arm.loss,
         after_step=arm.after_step,
         folder=run.scratch(arm.id, "train"),
-        progress=_progress(tick),
+        progress=_progress(tick, len(seeds)),
     )
     seconds = time.perf_counter() - started
     for seed, one in zip(seeds, trained, strict=True):
         tick(1.0, f"scoring seed {seed}")
         measures = _measures(how, context, arm, seed, one)
-        run.save_cell(arm.id, seed, measures, learning_rate=rate, seconds=seconds / len(seeds))
+        run.save_cell(
+            arm.id,
+            seed,
+            measures,
+            learning_rate=rate,
+            seconds=seconds / len(seeds),
+            trained=one.history.how,
+        )
     run.drop_scratch(arm.id, "train")
 
 
@@ -259,9 +266,13 @@ def _data(context: Context) -> Data:
     return data
 
 
-def _progress(tick: Tick) -> Progress:
+def _progress(tick: Tick, n_seeds: int) -> Progress:
+    # Seeds advance together or one after another: each counts for its share.
+    steps: dict[int, float] = {}
+
     def report(update: Update) -> None:
-        tick(update.step / update.n_steps, f"loss {update.loss:.3f}")
+        steps.update(dict.fromkeys(update.seeds, update.step / update.n_steps))
+        tick(sum(steps.values()) / n_seeds, f"loss {update.loss:.3f}")
 
     return report
 
