@@ -97,8 +97,11 @@ def known_names(kind: str) -> tuple[str, ...]:
     return names[kind]()
 
 
-def case_options(required: bool = True) -> Callable[[F], F]:
-    """Add the case flags to a verb, and MODEL|CASE in front where it is `required`."""
+def case_options(required: bool = True, *, is_target_optional: bool = False) -> Callable[[F], F]:
+    """Add the case flags to a verb, and MODEL|CASE in front where it is `required`.
+
+    `is_target_optional` leaves it to the verb to ask for it, in that verb's own case without one.
+    """
     from worthit.spec.case import ADOPTIONS, Goal, Stage
 
     options = [
@@ -130,7 +133,10 @@ def case_options(required: bool = True) -> Callable[[F], F]:
             function = option(function)
         if required:
             function = click.argument(
-                "target", metavar="MODEL|CASE.toml", type=Name("model", "MODEL", is_path=True)
+                "target",
+                metavar="MODEL|CASE.toml",
+                required=not is_target_optional,
+                type=Name("model", "MODEL", is_path=True),
             )(function)
         return function
 

@@ -18,7 +18,14 @@ from worthit.cli._case import (
 
 
 @click.command("judge")
-@case_options()
+@case_options(is_target_optional=True)
+@click.option(
+    "--merge",
+    "recipe",
+    metavar="RECIPE.yml",
+    type=click.Path(),
+    help="Read the checkpoints of a merge instead, and say which method fits them.",
+)
 @click.option(
     "--only",
     multiple=True,
@@ -39,7 +46,8 @@ from worthit.cli._case import (
     "--lang", type=click.Choice(("en", "es")), default="en", help="Language of headings and page."
 )
 def command(
-    target: str,
+    target: str | None,
+    recipe: str | None,
     only: tuple[str, ...],
     on_top_of: tuple[str, ...],
     is_full: bool,
@@ -57,7 +65,17 @@ def command(
     worthit judge grammar-tutor
     worthit judge llama-3.1-70b --on h100:8 --prompt 4000 --output 500 --concurrency 64
     worthit judge llama-3.1-8b --on h100:8 --train-tokens 100G --seq 8192 --batch-tokens 1M
+    worthit judge --merge recipe.yml
     """
+    if recipe is not None:
+        if target is not None:
+            raise click.UsageError("Give MODEL|CASE.toml or --merge, not both.")
+        if only or on_top_of or is_full or page or any(v is not None for v in flags.values()):
+            raise click.UsageError("--merge reads checkpoints; of the other flags it takes --json.")
+        _judge_merge(recipe, is_json=is_json)
+        return
+    if target is None:
+        raise click.UsageError("Missing argument 'MODEL|CASE.toml'.")
     case = read_case(target, flags)
     if page is not None:
         from worthit.report.write import check_target
@@ -86,6 +104,36 @@ def command(
     _terminal.show(judgement_lines(judgement, terminal, is_full=is_full, lang=lang))
     for hint in footer_hints(judgement, as_flags(target, flags), is_full=is_full):
         _terminal.note(hint)
+
+
+def _judge_merge(recipe: str, *, is_json: bool) -> None:
+    """Read the checkpoints of a merge and say which method fits them."""
+    from pathlib import Path
+
+    from worthit.cli.merge import need_torch
+
+    need_torch("reading checkpoints")
+    from worthit.merge.advice import advise, recipe_text
+    from worthit.merge.read_recipe import read_text
+    from worthit.merge.reading import read_checkpoints
+
+    path = Path(recipe)
+    reading = read_checkpoints(read_text(path), folder=path.parent, name=path.name)
+    advice = advise(reading)
+    text = recipe_text(reading, advice)
+    if is_json:
+        record = {
+            "schema": "worthit.judge-merge/1",
+            "reading": reading.to_json(),
+            "advice": advice.to_json(),
+            "recipe": text,
+        }
+        _terminal.show_json(record)
+        return
+    from worthit.cli._merge_table import merge_lines
+
+    terminal = _terminal.of_stdout()
+    _terminal.show(merge_lines(reading, advice, text, terminal))
 
 
 def _command_line() -> str:

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from worthit.errors import InputError, MissingCapability, SpecError
 from worthit.merge.adapter import Adapter, open_adapter
+from worthit.merge.files import AdaptedRows, FileRows, Files
 from worthit.spec.checkpoint import Tensor, is_embedding, read_tensors
 from worthit.spec.resolve import find_config, read_json
 
@@ -234,6 +237,31 @@ ODD = (
     "sliding_window",
     "num_experts_per_tok",
 )
+
+
+def open_rows(
+    member: Member,
+    files: Files,
+    stored: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    wide: torch.dtype = torch.float32,
+) -> FileRows:
+    """The rows of one of a checkpoint's tensors, with its adapter's share added; see `FileRows`."""
+    update = None if member.adapter is None else member.adapter.updates.get(stored.name)
+    if update is None:
+        return FileRows(files, stored, where=member.name, dtype=dtype, wide=wide)
+    return AdaptedRows(
+        files,
+        stored,
+        down=update.down,
+        up=update.up,
+        factor=update.factor,
+        is_transposed=update.is_transposed,
+        where=member.name,
+        dtype=dtype,
+        wide=wide,
+    )
 
 
 def check_mergeable(member: Member) -> list[str]:

@@ -79,8 +79,16 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from None
 
 
-def parse(text: str, *, folder: Path = Path(), name: str = "") -> tuple[Recipe | None, list[str]]:
+def parse(
+    text: str, *, folder: Path = Path(), name: str = "", otherwise: str | None = None
+) -> tuple[Recipe | None, list[str]]:
     """A recipe from its text, and every problem of it.
+
+    Args:
+        text: of the file.
+        folder: that models' paths are seen from.
+        name: of the file.
+        otherwise: the method of a recipe that names none; None makes that a problem.
 
     Returns:
         The recipe as far as it can be read, None where it says too little to look at any
@@ -93,6 +101,8 @@ def parse(text: str, *, folder: Path = Path(), name: str = "") -> tuple[Recipe |
     if not isinstance(data, Mapping):
         return None, [f"a recipe is a table, got {shown(data)}"]
     reader = Reader()
+    if otherwise is not None:
+        data = {"merge_method": otherwise} | dict(data)
     recipe = reader.recipe(data, text=text, folder=folder, name=name)
     return recipe, reader.problems
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from worthit.errors import InputError
 from worthit.merge.beside import write_beside
-from worthit.merge.files import TORCH, AdaptedRows, FileRows, Files
+from worthit.merge.files import TORCH, Files
+from worthit.merge.members import open_rows
 from worthit.merge.output import MAX_SHARD_BYTES, Output, n_bytes_of
 from worthit.merge.plan import Job, Plan, plan_merge
 from worthit.merge.stack import PIECE, Rows, Stack
 from worthit.merge.tokens import AlignedRows
-from worthit.spec.checkpoint import Tensor as Stored
 
 # Bytes compared or copied at once.
 COPY_BYTES = 1 << 20
@@ -148,37 +148,12 @@ def _rows(job: Job, plan: Plan, files: Files) -> Mapping[str, Rows]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rows: dict[str, Rows] = {}
     for model, stored in job.inputs:
-        rows[model] = _file_rows(plan, files, model, stored, dtype, wide)
+        rows[model] = open_rows(plan.members[model], files, stored, dtype=dtype, wide=wide)
     if not job.is_vocabulary:
         return rows
     assert plan.tokens is not None
     alignment = plan.tokens.alignment
     return {name: AlignedRows(name, rows, alignment) for name in rows}
-
-
-def _file_rows(
-    plan: Plan,
-    files: Files,
-    model: str,
-    stored: Stored,
-    dtype: torch.dtype,
-    wide: torch.dtype,
-) -> FileRows:
-    adapter = plan.members[model].adapter
-    update = None if adapter is None else adapter.updates.get(stored.name)
-    if update is None:
-        return FileRows(files, stored, where=model, dtype=dtype, wide=wide)
-    return AdaptedRows(
-        files,
-        stored,
-        down=update.down,
-        up=update.up,
-        factor=update.factor,
-        is_transposed=update.is_transposed,
-        where=model,
-        dtype=dtype,
-        wide=wide,
-    )
 
 
 def _copied(job: Job, files: Files) -> Iterator[Tensor]:
