@@ -51,6 +51,17 @@ LAYERS = {
         mixers=(Mamba2(n_heads=4, head_dim=8, d_state=8, n_groups=2, d_conv=4),), ffn=None
     ),
     "rwkv": Layer(mixers=(Rwkv(d_attention=24),), ffn=ChannelMix(d_ff=40)),
+    "rwkv5": Layer(mixers=(Rwkv(d_attention=D, version=5, head_dim=4),), ffn=ChannelMix(d_ff=40)),
+    "rwkv6": Layer(
+        mixers=(Rwkv(d_attention=D, version=6, head_dim=4, rank=6, mix_rank=5),),
+        ffn=ChannelMix(d_ff=40),
+    ),
+    "rwkv7": Layer(
+        mixers=(Rwkv(d_attention=D, version=7, head_dim=4, rank=6),),
+        ffn=ChannelMix(d_ff=40, has_receptance=False),
+    ),
+    "native sparse": Layer(mixers=(replace(PLAIN, sparse_keys=32, sparse_near=8),), ffn=FFN),
+    "performer": Layer(mixers=(replace(PLAIN, n_features=12),), ffn=FFN),
     "s4": Layer(mixers=(S4(d_state=8),), ffn=None),
     "experts": Layer(mixers=(PLAIN,), ffn=MIXTURE),
     "experts in a latent": Layer(mixers=(PLAIN,), ffn=replace(MIXTURE, d_latent=8)),

@@ -52,6 +52,13 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "weight-capacity", "matmul-compute"),
     bottleneck="Decoding reads 16 bits for each weight, and multiplies where it could add.",
     apply=apply,
+    module="worthit.train.precision.bitnet:quantize_weights",
+    parity=(
+        "transformers 5.24 `WeightQuant` and `ActQuant`: values, bit for bit "
+        "(tests/train/precision/test_bitnet.py)",
+        "transformers 5.24 `AutoBitLinear`, with its norm and without: outputs and gradients "
+        "(tests/train/precision/test_bitnet.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="retrain",

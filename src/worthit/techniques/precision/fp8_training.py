@@ -59,6 +59,13 @@ TECHNIQUE = Technique(
     relieves=("matmul-compute",),
     bottleneck="Training is bound by matrix products, which 16-bit operands run at half rate.",
     apply=apply,
+    module="worthit.train.precision.fp8:quantize",
+    parity=(
+        "torch 2.13's casts, ml_dtypes 0.6 and gfloat 0.5: every code, ties, subnormals and what "
+        "is out of range, bit for bit (tests/train/precision/test_floats.py)",
+        "torchao 0.18 `convert_to_float8_training`, emulated, one scale a tensor and one a row: "
+        "outputs and gradients (tests/train/precision/test_fp8.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="calibrate",

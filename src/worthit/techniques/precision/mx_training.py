@@ -63,6 +63,15 @@ TECHNIQUE = Technique(
         "Training is bound by matrix products; one scale for a whole 8-bit tensor wastes its range."
     ),
     apply=apply,
+    module="worthit.train.precision.mx:quantize",
+    parity=(
+        "gfloat 0.5 `quantize_block`, all five element formats: values and bytes, bit for bit "
+        "(tests/train/precision/test_mx.py)",
+        "torchao 0.18 `MXTensor`, scales rounded down and up: values, bit for bit "
+        "(tests/train/precision/test_fp8.py)",
+        "a loop over blocks, for each of the three products of a layer: outputs and gradients "
+        "(tests/train/precision/test_apply.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="calibrate",

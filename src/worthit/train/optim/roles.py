@@ -26,6 +26,7 @@ from worthit.nn.depth.mixture_of_depths import TokenRouter
 from worthit.nn.ffn import FeedForward
 from worthit.nn.moe.experts import Experts
 from worthit.nn.moe.topk_moe import Router
+from worthit.nn.ssm.rwkv6 import TimeMixing6
 
 Kind = Literal["matrix", "router", "table", "vector", "other"]
 
@@ -96,6 +97,9 @@ def _of_module(module: nn.Module) -> Iterator[tuple[Tensor, Role]]:
         yield module.up.weight, Role("matrix", n_parts=2)
     elif isinstance(module, GroupedQueryAttention) and module.spec.has_output_gate:
         yield module.q_proj.weight, Role("matrix", n_parts=2, n_repeats=module.spec.n_heads)
+    elif isinstance(module, TimeMixing6):
+        # Five ways out of the low-rank mixes, as one tensor.
+        yield module.mix_out, MATRIX
     elif isinstance(module, nn.Embedding):
         yield module.weight, Role("table")
     elif isinstance(module, nn.Linear):
