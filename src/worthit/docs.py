@@ -16,6 +16,8 @@ from typing import Any
 from worthit.cost.bottleneck import TITLES
 from worthit.judge.words import count, three
 from worthit.report import records
+from worthit.scorecard.results import newest
+from worthit.scorecard.table import scorecard
 from worthit.spec.hf import known_model_types
 from worthit.techniques import UNSEEN, Source, Technique, catalogue
 
@@ -33,6 +35,7 @@ def documents() -> dict[str, str]:
         "docs/devices.md": devices_page(),
         "docs/labs/decision-tree.md": decision_tree_page(),
         "docs/models.md": models_page(),
+        "docs/scorecard.md": scorecard_page(),
         "docs/techniques/index.md": techniques_index(),
     }
     for t in catalogue().values():
@@ -144,7 +147,7 @@ def technique_page(t: Technique) -> str:
     if t.module:
         lines += _in_code(t.module, t.parity)
     if t.experiment:
-        lines += ["## Experiment", "", f"`{t.experiment}`", ""]
+        lines += _experiment(t)
     lines += [
         "## Ask about your case",
         "",
@@ -172,6 +175,52 @@ def techniques_index() -> str:
     lines += ["## Bottlenecks", "", "| bottleneck | a share of |", "|---|---|"]
     lines += [f"| `{name}` | {title[0]} |" for name, title in TITLES.items()]
     return _document([*lines, ""])
+
+
+def scorecard_page() -> str:
+    """What ships of measurements: every technique, claimed, predicted, measured."""
+    record = scorecard(with_own=False)
+    lines = ["# Scorecard", "", NOTE, "", _ABOUT_SCORECARD.strip(), ""]
+    lines += [
+        f"{record['n_measured']} of {record['n_techniques']} techniques are measured: "
+        f"{record['n_confirmed']} expectations confirmed, {record['n_refuted']} refuted, "
+        f"{record['n_inconclusive']} inconclusive.",
+        "",
+    ]
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        families.setdefault(row["family"], []).append(row)
+    heads = ("technique", "expectation", "predicted", "measured", "so", "on")
+    for family, rows in families.items():
+        lines += [f"## {family}", ""]
+        measured = [row for row in rows if row["state"] is not None]
+        if measured:
+            lines += [*_table(heads, [_scorecard_row(row) for row in measured]), ""]
+        waiting = [row["technique"] for row in rows if row["state"] is None]
+        if waiting:
+            lines += [f"Not measured yet: {', '.join(waiting)}.", ""]
+    return _document(lines)
+
+
+_ABOUT_SCORECARD = """
+What was claimed stands on each technique's own page; here is what was expected before anything ran,
+what `worthit cost` predicted, and what `worthit measure` then found, with its 95 % interval.
+*Refuted* means that the expectation did not hold; it is as good an answer as *confirmed* and stays.
+How an experiment is made and read: [lab.md](lab.md).
+"""
+
+
+def _scorecard_row(row: dict[str, Any]) -> list[str]:
+    name = row["technique"]
+    agreement = f" ({row['agreement']} agree)" if row["agreement"] else ""
+    return [
+        f"[{name}](techniques/{name}.md)",
+        f"**{row['state']}**: {row['expected']['statement']}",
+        "; ".join(row["predicted"]) + agreement,
+        "<br>".join(row["measured"]),
+        row["means"],
+        f"{row['hardware']}, {row['date']}, {row['n_seeds']} seeds: `{row['command']}`",
+    ]
 
 
 def devices_page() -> str:
@@ -270,6 +319,19 @@ def _in_code(module: str, parity: Sequence[str]) -> Iterator[str]:
         yield from ("Parity was checked against:", "")
         yield from (f"- {_TEST.sub(_linked, entry)}" for entry in parity)
         yield ""
+
+
+def _experiment(t: Technique) -> Iterator[str]:
+    """What would settle it, and what did where it was run."""
+    assert t.experiment is not None
+    file = source_of(t.experiment)
+    yield from ("## Experiment", "", f"[{file}](../../{file}):", "")
+    yield from ("```console", f"$ worthit measure {t.id}", "```", "")
+    found = newest([file.rpartition("/")[2].removesuffix(".py").replace("_", "-")], with_own=False)
+    for result in found.values():
+        yield from (f"Expected: {result['expectation']['statement']} **{result['state']}**", "")
+        yield from (f"- {line}" for line in result["verdict"])
+        yield from ("", f"{result['means']} See the [scorecard](../scorecard.md).", "")
 
 
 def _linked(match: re.Match[str]) -> str:

@@ -36,7 +36,7 @@ def test_it_is_whole(experiment: Experiment) -> None:
     entry = experiments()[experiment.id]
     assert entry.technique == experiment.technique
     assert entry.technique in catalogue()
-    assert entry.title.endswith(".")
+    assert entry.title.endswith((".", "?"))
     assert experiment.question.endswith("?")
     assert experiment.expectation.source.id
     assert set(experiment.means) <= {"confirmed", "refuted", "inconclusive"}

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
 import json
 import platform
 import subprocess
-import sys
 from dataclasses import fields
 from functools import cache
 from importlib import metadata
@@ -31,6 +29,16 @@ FORMAT = 1
 VERSIONS_OF = ("torch", "numpy", "scipy")
 # What decides neither the numbers of a cell nor its meaning.
 NOT_IN_KEY = ("n_seeds", "seconds")
+# Calls that describe: their fields are in the configuration by value, or are words.
+DESCRIPTIONS = (
+    "Budget",
+    "Expectation",
+    "Experiment",
+    "Metric",
+    "Source",
+    "Training",
+    "replace",
+)
 
 
 def config(setting: Setting, n_threads: int) -> dict[str, Any]:
@@ -105,34 +113,39 @@ def _git(folder: Path, *arguments: str) -> str:
 def code_digest(experiment_id: str) -> str:
     """A digest of the experiment's functions, whatever their comments and layout.
 
-    Read from its file: everything but docstrings, and of `EXPERIMENT` itself only its lambdas, the
-    rest of which stands in the config by value.
+    Read from its file and from the files of its folder that it imports.
     """
-    name = f"worthit.lab.experiments.{experiment_id.replace('-', '_')}"
-    module = sys.modules.get(name)
-    if module is None:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError:
-            return ""  # an experiment that was made by hand and lives in no file
-    assert module.__file__ is not None
-    return digest_of(Path(module.__file__).read_text(encoding="utf-8"))
+    home = Path(__file__).parent / "experiments"
+    file = home / f"{experiment_id.replace('-', '_')}.py"
+    if not file.is_file():
+        return ""  # an experiment that was made by hand and lives in no file
+    source = file.read_text(encoding="utf-8")
+    shared = sorted(
+        node.module.rpartition(".")[2]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom)
+        and node.module is not None
+        and node.module.startswith("worthit.lab.experiments.")
+    )
+    parts = [source, *((home / f"{name}.py").read_text(encoding="utf-8") for name in shared)]
+    return hashlib.sha256("".join(map(digest_of, parts)).encode()).hexdigest()[:16]
 
 
 def digest_of(source: str) -> str:
-    """See `code_digest`.
+    """A digest of what a file does: docstrings are left out, and of descriptions all but lambdas.
+
+    What a description says enters the configuration by value, where it matters.
 
     >>> digest_of("A = 1  # one") == digest_of("A = 1")
     True
-    >>> digest_of("EXPERIMENT = f(lambda b: 1)") == digest_of("EXPERIMENT = f(lambda b: 2)")
+    >>> digest_of("E = Experiment(id='a')") == digest_of("E = Experiment(id='b')")
+    True
+    >>> digest_of("E = Training(data=lambda b: 1)") == digest_of("E = Training(data=lambda b: 2)")
     False
     """
     parts: list[str] = []
     for node in ast.parse(source).body:
-        is_experiment = isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == "EXPERIMENT" for target in node.targets
-        )
-        if is_experiment:
+        if isinstance(node, ast.Assign) and _is_description(node.value):
             parts += [ast.dump(part) for part in ast.walk(node) if isinstance(part, ast.Lambda)]
         elif not _is_text(node):
             for inner in ast.walk(node):
@@ -141,6 +154,12 @@ def digest_of(source: str) -> str:
                     del body[0]
             parts.append(ast.dump(node))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _is_description(node: ast.expr) -> bool:
+    if isinstance(node, ast.Dict):
+        return all(isinstance(value, ast.Name) or _is_description(value) for value in node.values)
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") in DESCRIPTIONS
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -143,11 +143,19 @@ def own(home: Path | None = None) -> list[Record]:
     return [e | {"origin": "yours"} for e in entries if e.get("schema") == SCHEMA]
 
 
-def newest(ids: Iterable[str] | None = None, home: Path | None = None) -> dict[str, Record]:
-    """The result that stands for each experiment: the newest, but no smoke run above another."""
+def newest(
+    ids: Iterable[str] | None = None, home: Path | None = None, *, with_own: bool = True
+) -> dict[str, Record]:
+    """The result that stands for each experiment: the newest, but no smoke run above another.
+
+    Args:
+        ids: these experiments alone.
+        home: where one's own runs are; the data folder by default.
+        with_own: False for what ships alone.
+    """
     wanted = None if ids is None else set(ids)
     best = committed(ids)
-    for record in own(home):
+    for record in own(home) if with_own else ():
         name = record["experiment"]
         if wanted is not None and name not in wanted:
             continue

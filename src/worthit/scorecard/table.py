@@ -13,9 +13,9 @@ Record = dict[str, Any]
 NOT_YET = "not measured yet"
 
 
-def scorecard(home: Path | None = None) -> Record:
-    """One row a technique, those of no experiment included; then experiments on anything else."""
-    found = newest(home=home)
+def scorecard(home: Path | None = None, *, with_own: bool = True) -> Record:
+    """One row a technique, measured or not; see `worthit.scorecard.results.newest`."""
+    found = newest(home=home, with_own=with_own)
     rows = []
     for t in catalogue().values():
         ident = experiment_id(t)

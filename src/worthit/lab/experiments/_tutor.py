@@ -23,7 +23,7 @@ QUICK = Budget(
     n_seeds=5,
     n_steps=300,
     batch_size=32,
-    learning_rates=(1e-3, 3e-3, 1e-2),
+    learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
     n_tuning_steps=150,
 )
 # Narrower, and too short to learn much: it shows that everything runs.
@@ -32,7 +32,7 @@ SMOKE = replace(
     n_seeds=3,
     n_steps=60,
     n_tuning_steps=30,
-    learning_rates=(3e-3, 1e-2, 3e-2),
+    learning_rates=(3e-3, 1e-2, 3e-2, 1e-1),
     sizes={"d_model": 64},
 )
 FULL = replace(QUICK, n_seeds=10, n_steps=1500, n_tuning_steps=750)
