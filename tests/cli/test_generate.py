@@ -146,3 +146,33 @@ def test_a_model_of_a_package_is_found_by_name_without_importing_it(
     monkeypatch.delitem(sys.modules, package, raising=False)
     assert find_wheel(name) == folder / "model.gguf"
     assert package not in sys.modules
+
+
+def test_blocks_of_a_gguf_stay_packed_where_this_cpu_multiplies_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nn.quant.ggufs import llama_gguf
+
+    from worthit.nn.quant import kernels
+
+    path = str(llama_gguf(tmp_path / "model.gguf", "Q4_1"))
+
+    def weights(*line: str) -> dict[str, object]:
+        assert run(["generate", path, "the cat", "--max-tokens", "3", "--json", *line]) == 0
+        found: dict[str, object] = json.loads(capsys.readouterr().out)["weights"]
+        return found
+
+    packed = {"form": "packed", "dtype": "bfloat16", "products": {"int4": 8, "int8": 1}}
+    dense = {"form": "dense", "dtype": "float32", "products": {"dense": 9}}
+    assert weights() == weights("--weights", "packed") == packed | {"rope": None}
+    assert weights("--weights", "dense", "--rope", "yarn:2") == dense | {"rope": "yarn:2"}
+    assert weights("--dtype", "fp32") == dense | {"rope": None}
+    monkeypatch.setattr(kernels, "can_multiply_int4", lambda group: False)
+    assert weights() == dense | {"rope": None}
+
+
+def test_weights_that_are_not_packed_cannot_stay_so(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", model, "hi", "--weights", "packed"]) == 2
+    assert "its weights are not packed; `worthit quantize`" in capsys.readouterr().err

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     "--chat/--raw", "is_chat", default=None, help="Use the chat template (default: if any) or not."
 )
 @click.option("--system", metavar="TEXT", help="The system message of a chat.")
+@click.option(
+    "--weights",
+    type=click.Choice(("packed", "dense")),
+    help="Few bits as they are stored, or widened; default: packed where this CPU multiplies so.",
+)
 @click.option("--rope", metavar="METHOD:FACTOR", help="Stretch the context: yarn:4, linear:2.")
 @click.option(
     "--dtype", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the weights; default: stored."
@@ -47,6 +52,7 @@ def command(
     stop: tuple[str, ...],
     is_chat: bool | None,
     system: str | None,
+    weights: str | None,
     rope: str | None,
     dtype: str | None,
     is_json: bool,
@@ -66,15 +72,16 @@ def command(
     from worthit.decode.generate import generate
     from worthit.decode.sampling import Sampling
     from worthit.decode.tokenizer import load_tokenizer
-    from worthit.nn.inference import optimize
-    from worthit.nn.load import checkpoint_path, load_model
+    from worthit.nn.inference import optimize, products
+    from worthit.nn.load import checkpoint_path, load_model, packing_pays
 
     sampling = Sampling(**choice)
     path = checkpoint_path(model)
     tokenizer = load_tokenizer(path)
     ids = _prompt_ids(tokenizer, text, is_chat=is_chat, system=system)
     started = time.perf_counter()
-    loaded = optimize(load_model(path, dtype=dtype, rope=rope))
+    packed = weights == "packed" if weights else packing_pays(path, dtype)
+    loaded = optimize(load_model(path, dtype=dtype, packed=packed, rope=rope))
     load_s = time.perf_counter() - started
     say = None if is_json else _say
     found = generate(
@@ -89,6 +96,12 @@ def command(
     )[0]
     if is_json:
         record = _record(model, path, found, sampling, load_s=load_s, seed=seed)
+        record["weights"] = {
+            "form": "packed" if packed else "dense",
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "products": products(loaded),
+            "rope": rope,
+        }
         _terminal.show_json(record)
         return
     _say("\n")

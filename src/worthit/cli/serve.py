@@ -22,6 +22,11 @@ MIB = 2**20
 @click.option(
     "--api-key", envvar="WORTHIT_API_KEY", help="What clients must send; also WORTHIT_API_KEY."
 )
+@click.option(
+    "--weights",
+    type=click.Choice(("packed", "dense")),
+    help="Few bits as they are stored, or widened; default: packed where this CPU multiplies so.",
+)
 @click.option("--rope", metavar="METHOD:FACTOR", help="Stretch the context: yarn:4, linear:2.")
 @click.option(
     "--dtype", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the weights; default: stored."
@@ -54,6 +59,7 @@ def command(
     port: int,
     name: str | None,
     api_key: str | None,
+    weights: str | None,
     rope: str | None,
     dtype: str | None,
     max_sequences: int,
@@ -79,7 +85,7 @@ def command(
     from worthit.decode.engine import Engine, EngineConfig
     from worthit.decode.tokenizer import load_tokenizer
     from worthit.nn.inference import optimize
-    from worthit.nn.load import checkpoint_path, load_model
+    from worthit.nn.load import checkpoint_path, load_model, packing_pays
     from worthit.serve.server import ServerConfig, serve
 
     config = ServerConfig(
@@ -99,13 +105,16 @@ def command(
     )
     path = checkpoint_path(model)
     tokenizer = load_tokenizer(path)
-    engine = Engine(optimize(load_model(path, dtype=dtype, rope=rope)), tokenizer, limits)
+    packed = weights == "packed" if weights else packing_pays(path, dtype)
+    loaded = optimize(load_model(path, dtype=dtype, packed=packed, rope=rope))
+    engine = Engine(loaded, tokenizer, limits)
 
     def say(address: str) -> None:
         record: dict[str, Any] = {
             "schema": "worthit.serve/1",
             "url": f"{address}/v1",
             "model": config.names[0],
+            "weights": "packed" if packed else "dense",
             "context_len": engine.runner.context_len,
             "cache_blocks": engine.memory.n_blocks,
             "has_api_key": api_key is not None,

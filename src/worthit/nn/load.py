@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from worthit.errors import SpecError, unknown_name
 from worthit.nn.decoder import Decoder, build
 from worthit.nn.quant import checkpoint as stored_form
+from worthit.nn.quant import ggml
 from worthit.nn.save import rules_of, save_model, tensors_of
 from worthit.nn.weights import quantized
 from worthit.nn.weights.misfits import misfits, named
@@ -27,7 +28,7 @@ from worthit.spec.extension import Extension, extended, parse_extension
 from worthit.spec.model import ModelSpec
 from worthit.spec.resolve import find_weights, read_json, resolve
 
-__all__ = ["DTYPES", "checkpoint_path", "load_model", "save_model"]
+__all__ = ["DTYPES", "checkpoint_path", "load_model", "packing_pays", "save_model"]
 
 DTYPES = {
     "fp32": torch.float32,
@@ -81,6 +82,16 @@ def load_model(
     return model
 
 
+def packing_pays(source: str | Path, dtype: str | None = None) -> bool:
+    """Whether `load_model(source, packed=True)` gives what decodes fastest on this machine."""
+    path = checkpoint_path(source)
+    if not path.is_file():
+        return stored_form.quantization_of(read_json(path / "config.json")) is not None
+    from worthit.spec._gguf_header import read_header
+
+    return ggml.pays({t.name: t for t in read_header(path).tensors}, dtype)
+
+
 def _load_folder(
     folder: Path,
     dtype: str | torch.dtype | None,
@@ -97,6 +108,10 @@ def _load_folder(
     if quantization is not None:
         model = _load_stored(folder, spec, config, quantization, dtype, device)
         return stored_form.unpack(model) if packed is False else model
+    if packed:
+        raise SpecError(
+            f"{folder}: its weights are not packed; `worthit quantize` packs them into a new folder"
+        )
     _refuse_quantized(spec, folder)
     stored = spec.precision.weights
     # What is quantized is unpacked to what the model computes in.
@@ -154,7 +169,8 @@ def _load_gguf(
     spec = gguf.with_rotary_factors(file.model, file.header, tensors)
     spec = spec if extension is None else extended(spec, extension)
     stored = spec.precision.weights
-    wanted = _dtype(dtype or (stored if stored in DTYPES else "fp32"))
+    usual = "bf16" if packed else "fp32"
+    wanted = _dtype(dtype or (stored if stored in DTYPES else usual))
     with torch.device("meta"):
         model = build(spec)
     model.source_config = file.config
@@ -166,6 +182,12 @@ def _load_gguf(
     problems = [*misfits(expected, found), *named(extra, "not a tensor of this model")]
     if problems:
         raise SpecError(*problems, context=str(path))
+    if packed:
+        rules = ggml.keep(model, rules, tensors.stored, wanted, device)
+        if model.quantization is None:
+            kinds = ", ".join(sorted({t.type for t in tensors.stored.values()}))
+            known = ", ".join(ggml.GRID_OF)
+            raise SpecError(f"{path}: nothing in it can stay packed: {known} can, it has {kinds}")
     _fill(model, rules, lambda name: tensors.read(name, expected[name]), wanted, device)
     return model
 

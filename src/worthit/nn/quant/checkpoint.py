@@ -93,7 +93,6 @@ def _put_empty(model: Decoder, name: str, grid: Grid, rows: int, columns: int) -
         zeros = torch.empty(n * size, width) if grid.has_zeros else None
     new: Stored
     if isinstance(old, nn.Parameter):
-        delattr(here, name.rpartition(".")[2])
         new = StoredStack(grid, codes, scales, zeros, n)
     elif isinstance(old, nn.Embedding):
         new = StoredEmbedding(grid, codes, scales, zeros)

@@ -187,7 +187,10 @@ def store_tables(model: Decoder, grid: Grid) -> dict[str, str]:
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` where `name` is."""
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module)
+    parent = model.get_submodule(owner)
+    if isinstance(getattr(parent, leaf), nn.Parameter):
+        delattr(parent, leaf)
+    setattr(parent, leaf, module)
 
 
 def nbytes(model: nn.Module) -> int:
