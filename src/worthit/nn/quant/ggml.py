@@ -159,8 +159,13 @@ def described(model: Decoder) -> dict[str, object] | None:
         for name, grid in found.items()
         if grid != usual["embeddings" if name in TABLES else "weights"]
     }
-    config = {"quant_method": QUANT_METHOD, **usual, "experts": None, "method": "gguf"}
-    return {**config, "formats": other} if other else config
+    config: dict[str, object] = {
+        "quant_method": QUANT_METHOD,
+        **usual,
+        "experts": None,
+        "method": "gguf",
+    }
+    return config | ({"formats": other} if other else {})
 
 
 Make = Callable[[Rows], Stored]
