@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worthit.nn.cache import Cache
+from worthit.nn.ffn import FeedForward
 from worthit.nn.mixer import Mixer, module_for
 from worthit.nn.norm import norm_for
 from worthit.nn.position import sinusoidal
@@ -68,13 +69,21 @@ class Block(nn.Module):
             beside = h if layer.has_one_norm else _maybe(self.ffn_norm, x)
             added = self.mix(h, tokens, caches) + self.feed(beside, tokens, caches)
             return x + layer.residual_scale * added
-        if layer.mixers:
-            added = self.mix(_maybe(self.mixer_norm, x), tokens, caches)
-            x = self._add(x, added, self.mixer_post_norm)
-        if self.ffn is not None:
-            added = self.feed(_maybe(self.ffn_norm, x), tokens, caches)
-            x = self._add(x, added, self.ffn_post_norm)
-        return x
+        return self.second_half(self.first_half(x, tokens, caches), tokens, caches)
+
+    def first_half(self, x: Tensor, tokens: Tokens, caches: list[object] | None = None) -> Tensor:
+        """`x` with what its mixers add, where the two halves follow each other."""
+        if not self.spec.mixers:
+            return x
+        added = self.mix(_maybe(self.mixer_norm, x), tokens, caches)
+        return self._add(x, added, self.mixer_post_norm)
+
+    def second_half(self, x: Tensor, tokens: Tokens, caches: list[object] | None = None) -> Tensor:
+        """`x` with what its feed-forward adds."""
+        if self.ffn is None:
+            return x
+        added = self.feed(_maybe(self.ffn_norm, x), tokens, caches)
+        return self._add(x, added, self.ffn_post_norm)
 
     def mix(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:
         """The sum of the mixers on the same input."""
@@ -279,6 +288,28 @@ class Decoder(nn.Module):
             described.relative_bias, described.low_rank = self.relative_bias, self.low_rank
         x = self.run(self.embed(input_ids, tokens), tokens, cache)
         return self.logits(x if rows is None else x[:, rows])
+
+    def logits_at(self, input_ids: Tensor, rows: Tensor) -> Tensor:
+        """Logits `(n rows, vocab_size)` of some tokens of `input_ids` `(batch, n)` alone.
+
+        Args:
+            rows: which, in the order of `input_ids.flatten()`.
+
+        Where the last layer ends in a feed-forward that acts token by token, that, the final norm
+        and the head run for these tokens only: few targets make a cheap loss.
+        """
+        if type(self).run is not Decoder.run or not self.layers:
+            return self(input_ids).flatten(0, 1).index_select(0, rows)
+        tokens = tokens_of(input_ids, past=0, attention_mask=None)
+        tokens.relative_bias, tokens.low_rank = self.relative_bias, self.low_rank
+        x = self.embed(input_ids, tokens)
+        *before, last = self.layers
+        for block in before:
+            x = block(x, tokens)
+        if type(last) is Block and type(last.ffn) is FeedForward and not last.is_parallel:
+            x = last.first_half(x, tokens).flatten(0, 1).index_select(0, rows)
+            return self.logits(last.second_half(x, tokens))
+        return self.logits(last(x, tokens).flatten(0, 1).index_select(0, rows))
 
     def run(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
         """All layers, one after another."""

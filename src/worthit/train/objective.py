@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worthit.errors import InputError
+from worthit.nn import Decoder
 from worthit.train.batch import IGNORE, Batch
 
 # The mean over a batch's targets, and whatever is added to it: balance, distillation, ...
@@ -19,12 +20,32 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 AfterStep = Callable[[nn.Module], None]
 
 
+# Up to this share of tokens with a target, the others are left out where the model can do so.
+FEW = 0.75
+
+
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats of the targets of `batch`, in fp32."""
+    """Mean cross-entropy in nats of the targets of `batch`, in fp32.
+
+    Where few tokens have a target, what only the others need is not computed.
+    """
+    targets = batch.targets.flatten()
+    rows = (targets != IGNORE).nonzero().squeeze(1)
+    if can_leave_out(model) and len(rows) <= FEW * len(targets):
+        return loss_at(model, batch.input_ids, rows, targets[rows])
     logits = model(batch.input_ids)
-    return functional.cross_entropy(
-        logits.flatten(0, -2).float(), batch.targets.flatten(), ignore_index=IGNORE
-    )
+    return functional.cross_entropy(logits.flatten(0, -2).float(), targets, ignore_index=IGNORE)
+
+
+def can_leave_out(model: nn.Module) -> bool:
+    """Whether `model` gives logits of some tokens for less than those of all."""
+    return isinstance(model, Decoder)
+
+
+def loss_at(model: nn.Module, input_ids: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of `targets` `(n rows,)`, which follow the tokens `rows` of all."""
+    logits = model.logits_at(input_ids, rows).float()
+    return functional.cross_entropy(logits, targets, ignore_index=IGNORE)
 
 
 def n_targets(batch: Batch) -> int:

@@ -23,7 +23,16 @@ from worthit.train.batch import IGNORE, Batch, Data
 from worthit.train.interrupt import interrupts_wait
 from worthit.train.journal import Journal
 from worthit.train.loop import first_not_finite, precision, seed_for
-from worthit.train.objective import Evaluate, Loss, device_of, n_targets
+from worthit.train.objective import (
+    FEW,
+    Evaluate,
+    Loss,
+    can_leave_out,
+    device_of,
+    loss_at,
+    n_targets,
+    next_token_loss,
+)
 from worthit.train.optimizers import make_optimizer, set_lr
 from worthit.train.progress import Pace, Progress
 from worthit.train.recipe import Recipe
@@ -77,17 +86,16 @@ class Stack:
     def losses(self, batch: Batch, *, is_shared: bool = False) -> Tensor:
         """Losses `(models,)`: of a batch for each, `(models, rows, seq)`, or of one for all."""
 
-        def one(tensors: dict[str, Tensor], input_ids: Tensor, targets: Tensor) -> Tensor:
-            result: Tensor = functional_call(self._pass, tensors, (input_ids, targets))
+        def one(tensors: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+            result: Tensor = functional_call(self._pass, tensors, inputs)
             return result
 
         tensors = {f"model.{name}": t for name, t in (self.parameters | self.fixed).items()}
-        own = None if is_shared else 0
+        inputs = self._pass.inputs(batch)
+        own = [None if is_shared else 0] * len(inputs)
         # The fused attention has no batching rule; the plain one is products, which have.
         with precision(self.recipe, self.device), sdpa_kernel(SDPBackend.MATH):
-            values: Tensor = vmap(one, in_dims=(0, own, own), randomness="error")(
-                tensors, batch.input_ids, batch.targets
-            )
+            values: Tensor = vmap(one, in_dims=(0, *own), randomness="error")(tensors, *inputs)
         return values
 
     def batch(self, data: Data) -> Batch:
@@ -265,9 +273,23 @@ class _Pass(nn.Module):
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.model, self._loss = model, loss
+        self._leaves_out = loss is next_token_loss and can_leave_out(model)
 
-    def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        return self._loss(self.model, Batch(input_ids, targets))
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What `forward` takes, of one model or of all: which tokens have a target depends on the
+        data, and is found before anything is batched."""
+        is_target = (batch.targets != IGNORE).flatten(-2)
+        most = int(is_target.sum(-1).max())
+        if not self._leaves_out or most > FEW * is_target.shape[-1]:
+            return batch.input_ids, batch.targets
+        # Those with a target first, in their order; a model with fewer fills up with others.
+        rows = is_target.int().argsort(dim=-1, descending=True, stable=True)[..., :most]
+        return batch.input_ids, rows, batch.targets.flatten(-2).gather(-1, rows)
+
+    def forward(self, input_ids: Tensor, *others: Tensor) -> Tensor:
+        if len(others) == 1:
+            return self._loss(self.model, Batch(input_ids, *others))
+        return loss_at(self.model, input_ids, *others)
 
 
 def stacked(batches: Sequence[Batch]) -> Batch:
