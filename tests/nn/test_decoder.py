@@ -342,3 +342,37 @@ def test_too_long_for_learned_positions_says_so() -> None:
     model(ids_of(1, 8), cache=cache)
     with pytest.raises(InputError, match="for 8 tokens, got position 8"):
         model(ids_of(1, 1), cache=cache)
+
+
+# Logits of some tokens
+
+
+MOE = MoE(n_experts=4, n_experts_per_token=2, expert=FeedForward(d_ff=8))
+MAMBA = Mamba(d_inner=32, d_state=4, d_conv=4, dt_rank=2)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (Layer(mixers=(ATTENTION,), ffn=FFN),) * 2,
+        (Layer(mixers=(ATTENTION,), ffn=FFN, placement="post"),),
+        (Layer(mixers=(ATTENTION,), ffn=FFN, placement="sandwich"),),
+        (Layer(mixers=(ATTENTION,), ffn=FFN, is_parallel=True),),
+        (Layer(mixers=(ATTENTION,), ffn=MOE),),
+        (Layer(mixers=(ATTENTION,), ffn=FFN, n_loops=2),),
+        (Layer(mixers=(MAMBA,), ffn=None),),
+        (Layer(mixers=(), ffn=FFN),),
+    ],
+)
+def test_logits_of_some_tokens_are_those_of_all(layers: tuple[Layer, ...]) -> None:
+    model, ids = fresh(model_of(*layers)), ids_of(3, 7)
+    rows = torch.tensor([20, 0, 6, 7])
+    assert_near(model.logits_at(ids, rows), model(ids).flatten(0, 1)[rows])
+
+
+def test_logits_of_some_tokens_run_the_last_feed_forward_for_them_alone() -> None:
+    model, seen = fresh(model_of(*(Layer(mixers=(ATTENTION,), ffn=FFN),) * 2)), []
+    for block in model.layers:
+        block.ffn.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:-1]))
+    model.logits_at(ids_of(3, 7), torch.tensor([2, 5]))
+    assert [tuple(shape) for shape in seen] == [(3, 7), (2,)]

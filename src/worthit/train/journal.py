@@ -67,9 +67,11 @@ class Journal:
         self._ticked = self._saved_at = time.perf_counter()
 
     def advance(self, *, loss: float, lr: float, grad_norm: float, n_tokens: int) -> None:
-        """One more update, of a batch with `n_tokens`."""
+        """One more update, of a batch with `n_tokens`; a run that failed has no more to log."""
         self.step += 1
         history = self.history
+        if history.failure is not None:
+            return
         history.n_tokens += n_tokens
         self._tick()
         self._losses = [*self._losses[1 - _N_SHOWN :], loss]

@@ -1,12 +1,18 @@
-"""Training several models of one shape at once: seeds side by side in batched parameters.
+"""Training several models of one shape: the runs of several seeds, side by side.
 
     trained = train_many(seeded(spec), data, recipe, seeds=range(5))
 
-Every run has the weights, the batches and the updates that `train` would give it alone. Small
-models leave a core idle between small products; with their parameters stacked, the products of
-five models are one batched product. Where a model's passes depend on its data in a way that cannot
-be batched (dropless experts, mixture of depths, early exit), the runs go to one process a core
-instead, and their histories say so.
+Every run has the weights, the batches and the updates that `train` would give it alone. How they
+share the machine depends on what an update costs:
+
+- Where it is small, calls cost more than arithmetic: the models are folded into one, and five
+  small products become one batched product (`fold.py`).
+- Where it is large, a core is busy with one model alone, and batching products gains nothing: each
+  run gets a process of its own with one thread, and the system shares the cores out evenly.
+- Short runs, and what cannot be sent to a process, go one after another.
+
+A model that cannot be folded (dropless experts, recurrent mixers, mixture of depths, early exit)
+counts as large. Every history says how its run was run, and why.
 """
 
 from __future__ import annotations
@@ -21,22 +27,34 @@ from torch import Tensor, nn
 
 from worthit.errors import InputError, WorthitError
 from worthit.train.batch import Data
+from worthit.train.fold import CannotStack, fold
 from worthit.train.history import History
 from worthit.train.journal import Journal
-from worthit.train.objective import AfterStep, Evaluate, Loss, next_token_loss
+from worthit.train.objective import AfterStep, Evaluate, Loss, device_of, next_token_loss
 from worthit.train.progress import Progress, silent
 from worthit.train.recipe import Recipe
-from worthit.train.stack import CannotStack, Stack, check_stackable, train_stack
+from worthit.train.stack import Stack, train_stack
 from worthit.train.workers import run_apart, run_one, unsendable
 
 Build = Callable[[int], nn.Module]
+# Up to this much arithmetic an update and model, batching several models pays: measured, see
+# docs/training.md.
+SMALL_FLOPS = 1e9
+# Processes take seconds to start: runs that need less arithmetic than this together do not wait
+# for them.
+SHORT_FLOPS = 5e11
+# A multiply-add for the pass forward and two for the pass back, of every parameter and token.
+FLOPS_PER_PARAM_AND_TOKEN = 6
+# Processes a core: more of them than cores end together, where as many as cores would leave some
+# cores idle in the last round.
+PROCESSES_PER_CORE = 4
 
 
 @dataclass(frozen=True)
 class Trained:
     """One finished run: its tensors by name, and its history.
 
-    `history.failure` says why it stopped early, where it did; its tensors are then those it had.
+    `history.failure` says why it stopped early, where it did; its tensors then mean nothing.
     """
 
     seed: int
@@ -78,8 +96,8 @@ def train_many(
             must be functions or objects that a module holds by name.
         folder: run `s` is kept in `folder/seed-s`, and continued or left as finished from there.
         progress: called after every update, of whichever runs.
-        n_workers: processes at a time where runs cannot advance together; by default as many as
-            torch has threads. 1 stays in this process.
+        n_workers: cores to fill with processes; by default as many as torch has threads. 1 stays
+            in this process. A script that starts processes needs `if __name__ == "__main__":`.
 
     Raises:
         InputError: no seed, or one twice; or a folder holds another run.
@@ -90,33 +108,54 @@ def train_many(
     if len(set(seeds)) != len(seeds):
         raise InputError(f"seeds must differ, got {seeds}; a run twice is no second sample")
     progress = progress or silent
-    options: dict[str, Any] = {"data": data, "recipe": recipe, "loss": loss, "evaluate": evaluate}
-    why = None
-    if len(seeds) == 1:
-        why = "one run alone"
-    elif after_step is not None:
-        why = "after_step takes one model at a time"
-    else:
-        models = [build(seed) for seed in seeds]
-        try:
-            check_stackable(models[:2], data, recipe, seeds[:2], loss or next_token_loss)
-        except CannotStack as error:
-            why = str(error)
+    n_workers = n_workers or torch.get_num_threads()
+    first = build(seeds[0])
+    shared: dict[str, Any] = {"data": data, "recipe": recipe, "evaluate": evaluate}
+    flops = _flops(first, data, recipe)
+    why = "one run" if len(seeds) == 1 else _why_not_stacked(first, flops, recipe, loss, after_step)
     if why is None:
-        done = _together(models, seeds, folder, progress, **options)
-    else:
-        jobs = [
-            {
-                "build": build,
-                "seed": seed,
-                "folder": _folder(folder, seed),
-                "after_step": after_step,
-                **options,
-            }
-            for seed in seeds
-        ]
-        done = _apart(jobs, progress, n_workers or torch.get_num_threads(), why)
-    return [done[seed] for seed in seeds]
+        models = [first, *(build(seed) for seed in seeds[1:])]
+        return _together(models, seeds, folder, progress, **shared)
+    is_short = flops * recipe.n_steps * len(seeds) < SHORT_FLOPS
+    if is_short or device_of(first).type != "cpu":
+        n_workers = 1
+    jobs = [
+        {
+            "build": build,
+            "seed": seed,
+            "folder": _folder(folder, seed),
+            "loss": loss,
+            "after_step": after_step,
+            **shared,
+        }
+        for seed in seeds
+    ]
+    return _apart(jobs, progress, n_workers, why)
+
+
+def _why_not_stacked(
+    model: nn.Module, flops: float, recipe: Recipe, loss: Loss | None, after_step: AfterStep | None
+) -> str | None:
+    """Why models like this one are better trained apart; None where folding them pays."""
+    if loss not in (None, next_token_loss):
+        return "a loss of its own"
+    if after_step is not None:
+        return "something is done to each model after each update"
+    if recipe.n_accumulate > 1:
+        return "batches are run in parts"
+    if flops > SMALL_FLOPS:
+        return "an update keeps a core busy"
+    try:
+        fold([model])
+    except CannotStack as error:
+        return str(error)
+    return None
+
+
+def _flops(model: nn.Module, data: Data, recipe: Recipe) -> float:
+    """About how many floating-point operations an update of one model takes."""
+    n_tokens = recipe.batch_size * data.seq_len
+    return float(FLOPS_PER_PARAM_AND_TOKEN * sum(p.numel() for p in model.parameters()) * n_tokens)
 
 
 def _together(
@@ -127,9 +166,8 @@ def _together(
     *,
     data: Data,
     recipe: Recipe,
-    loss: Loss | None,
     evaluate: Evaluate | None,
-) -> dict[int, Trained]:
+) -> list[Trained]:
     journals = [
         Journal(model, data, recipe, seed, _folder(folder, seed))
         for model, seed in zip(models, seeds, strict=True)
@@ -143,39 +181,38 @@ def _together(
         for journal in own:
             others = [str(other.seed) for other in own if other is not journal]
             journal.history.how = f"batched with seeds {', '.join(others)}" if others else "alone"
-        stack = Stack(
-            [models[i] for i in members],
-            recipe,
-            [seeds[i] for i in members],
-            loss or next_token_loss,
-        )
+        stack = Stack([models[i] for i in members], recipe, [seeds[i] for i in members])
         train_stack(stack, data, own, evaluate=evaluate, progress=progress)
-    return {
-        seed: Trained(seed, _tensors(model), journal.history)
+    return [
+        Trained(seed, _tensors(model), journal.history)
         for seed, model, journal in zip(seeds, models, journals, strict=True)
-    }
+    ]
 
 
 def _apart(
     jobs: Sequence[dict[str, Any]], progress: Progress, n_workers: int, why: str
-) -> dict[int, Trained]:
-    n_workers = min(n_workers, len(jobs))
-    done: dict[int, Trained] = {}
+) -> list[Trained]:
+    n_processes = min(n_workers * PROCESSES_PER_CORE, len(jobs)) if n_workers > 1 else 1
+    stays = unsendable(jobs[0]) if n_processes > 1 else None
+    if stays is not None:
+        n_processes = 1
+    done: list[Trained | None] = [None] * len(jobs)
 
     def finished(i: int, history: History, state: dict[str, Tensor]) -> None:
-        seed = jobs[i]["seed"]
-        done[seed] = Trained(seed, state, history)
+        done[i] = Trained(jobs[i]["seed"], state, history)
 
-    if n_workers > 1 and (stays := unsendable(jobs[0])):
-        why, n_workers = f"{why}; one after another: {stays}", 1
+    if n_processes > 1:
+        how = f"in a process of its own: {why}"
+    else:
+        how = f"alone: {why}" + (f"; in this process: {stays}" if stays else "")
     for job in jobs:
-        job["how"] = why
-    if n_workers > 1:
-        run_apart(jobs, n_workers, progress, finished)
+        job["how"] = how
+    if n_processes > 1:
+        run_apart(jobs, n_processes, progress, finished)
     else:
         for i, job in enumerate(jobs):
             finished(i, *run_one(job, progress))
-    return done
+    return [one for one in done if one is not None]
 
 
 def _folder(folder: str | Path | None, seed: int) -> Path | None:

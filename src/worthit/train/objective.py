@@ -31,21 +31,11 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     """
     targets = batch.targets.flatten()
     rows = (targets != IGNORE).nonzero().squeeze(1)
-    if can_leave_out(model) and len(rows) <= FEW * len(targets):
-        return loss_at(model, batch.input_ids, rows, targets[rows])
-    logits = model(batch.input_ids)
-    return functional.cross_entropy(logits.flatten(0, -2).float(), targets, ignore_index=IGNORE)
-
-
-def can_leave_out(model: nn.Module) -> bool:
-    """Whether `model` gives logits of some tokens for less than those of all."""
-    return isinstance(model, Decoder)
-
-
-def loss_at(model: nn.Module, input_ids: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of `targets` `(n rows,)`, which follow the tokens `rows` of all."""
-    logits = model.logits_at(input_ids, rows).float()
-    return functional.cross_entropy(logits, targets, ignore_index=IGNORE)
+    if isinstance(model, Decoder) and len(rows) <= FEW * len(targets):
+        logits = model.logits_at(batch.input_ids, rows)
+        return functional.cross_entropy(logits.float(), targets[rows])
+    logits = model(batch.input_ids).flatten(0, -2)
+    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE)
 
 
 def n_targets(batch: Batch) -> int:

@@ -1,102 +1,77 @@
-"""Several models of one shape as one: their parameters stacked, their passes batched.
+"""Several runs as one: their models folded together, and stepped by one optimizer.
 
-The passes go through `torch.func.vmap`: every product becomes a batched product. Sums, norms and
-updates are over each model's own slice, so that no model sees another. What can differ from a run
-alone is the order in which products are summed.
+Losses, gradients' norms and updates are over each model's own slice, so that no run sees another.
+What can differ from a run alone is the order in which products are summed.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import pad
+from torch.nn.functional import cross_entropy, pad
 
 from worthit.train.average import Average
 from worthit.train.batch import IGNORE, Batch, Data
+from worthit.train.fold import CannotStack, fold
 from worthit.train.interrupt import interrupts_wait
 from worthit.train.journal import Journal
 from worthit.train.loop import first_not_finite, precision, seed_for
-from worthit.train.objective import (
-    FEW,
-    Evaluate,
-    Loss,
-    can_leave_out,
-    device_of,
-    loss_at,
-    n_targets,
-    next_token_loss,
-)
+from worthit.train.objective import FEW, Evaluate, device_of, n_targets
 from worthit.train.optimizers import make_optimizer, set_lr
 from worthit.train.progress import Pace, Progress
 from worthit.train.recipe import Recipe
 from worthit.train.schedule import lr_at, lr_ratio
 
-# How far a batched loss may be from the same model's own before batching counts as wrong.
-TOLERANCE = 1e-3
-
-
-class CannotStack(Exception):
-    """Why models have to be trained apart; always caught."""
-
 
 class Stack:
-    """Models of one shape, and what changes while they are trained.
+    """Models of one shape, and what changes while they are trained by `next_token_loss`.
 
     Raises:
-        CannotStack: their passes cannot be batched.
+        CannotStack: they cannot be trained as one.
     """
 
-    def __init__(
-        self, models: Sequence[nn.Module], recipe: Recipe, seeds: Sequence[int], loss: Loss
-    ) -> None:
-        shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in models]
-        if any(other != shapes[0] for other in shapes):
-            raise CannotStack("the models' shapes differ")
+    def __init__(self, models: Sequence[nn.Module], recipe: Recipe, seeds: Sequence[int]) -> None:
         if recipe.n_accumulate > 1:
             raise CannotStack("batches are run in parts")
         self.models, self.recipe, self.seeds = list(models), recipe, tuple(seeds)
         self.device = device_of(models[0])
-        self.parameters = {
-            name: torch.stack([dict(m.named_parameters())[name].detach() for m in models])
-            for name, p in models[0].named_parameters()
-            if p.requires_grad
-        }
-        for parameter in self.parameters.values():
-            parameter.requires_grad_()
-        fixed = _fixed(models[0]).keys()
-        self.fixed = {name: torch.stack([_fixed(m)[name] for m in models]) for name in fixed}
-        self.optimizer = make_optimizer(models[0], recipe, self._all())
+        self.whole = fold(models)
+        self.all = dict(self.whole.named_parameters())
+        self.parameters = {name: p for name, p in self.all.items() if p.requires_grad}
+        self.optimizer = make_optimizer(models[0], recipe, self.all)
         self.average = Average(self.parameters, recipe.ema_decay)
         self.generators = [
             torch.Generator().manual_seed(seed_for("data", seed)) for seed in self.seeds
         ]
+        # Nothing random happens in these passes; kept for a run that is continued alone.
         self.passes = [
             torch.Generator().manual_seed(seed_for("passes", seed)).get_state()
             for seed in self.seeds
         ]
-        self._pass = _Pass(models[0], loss)
 
-    def losses(self, batch: Batch, *, is_shared: bool = False) -> Tensor:
-        """Losses `(models,)`: of a batch for each, `(models, rows, seq)`, or of one for all."""
-
-        def one(tensors: dict[str, Tensor], *inputs: Tensor) -> Tensor:
-            result: Tensor = functional_call(self._pass, tensors, inputs)
-            return result
-
-        tensors = {f"model.{name}": t for name, t in (self.parameters | self.fixed).items()}
-        inputs = self._pass.inputs(batch)
-        own = [None if is_shared else 0] * len(inputs)
-        # The fused attention has no batching rule; the plain one is products, which have.
-        with precision(self.recipe, self.device), sdpa_kernel(SDPBackend.MATH):
-            values: Tensor = vmap(one, in_dims=(0, *own), randomness="error")(tensors, *inputs)
-        return values
+    def losses(self, batch: Batch) -> Tensor:
+        """Mean losses `(models,)`, each on its own part of `batch` `(models, rows, seq)`."""
+        n_models = len(self.models)
+        input_ids, targets = batch.input_ids.flatten(0, 1), batch.targets.flatten(1)
+        is_target = targets != IGNORE
+        counts = is_target.sum(dim=1)
+        most = int(counts.max())
+        with precision(self.recipe, self.device):
+            if most <= FEW * targets.shape[1]:
+                # Tokens with a target first, in their order; who has fewer fills up with others.
+                rows = is_target.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+                targets = targets.gather(1, rows)
+                first = torch.arange(n_models, device=self.device) * is_target.shape[1]
+                logits = self.whole.logits_at(input_ids, (rows + first[:, None]).flatten())
+            else:
+                logits = self.whole(input_ids).flatten(0, 1)
+        each = cross_entropy(
+            logits.float(), targets.flatten(), ignore_index=IGNORE, reduction="none"
+        )
+        return each.view(n_models, -1).sum(dim=1) / counts
 
     def batch(self, data: Data) -> Batch:
         """The next batch of every model, `(models, rows, seq)`."""
@@ -105,7 +80,7 @@ class Stack:
     def update(self, batch: Batch, journals: Sequence[Journal]) -> tuple[list[float], list[float]]:
         """One step of all; losses before it and the gradients' norms before clipping.
 
-        A model whose loss or gradient is no number stays as it is from here on.
+        A model whose loss or gradient is no number is no longer trained.
         """
         losses = self.losses(batch)
         losses.sum().backward()
@@ -146,22 +121,22 @@ class Stack:
             return scores
 
     def _mean_losses(self, data: Data) -> list[float]:
-        self.models[0].eval()
-        total, count = torch.zeros(len(self.models), device=self.device), 0
+        self.whole.eval()
+        n_models = len(self.models)
+        total, count = torch.zeros(n_models, device=self.device), 0
         for batch in data.held_out("validation"):
             if n := n_targets(batch):
-                total += self.losses(_on(batch, self.device), is_shared=True) * n
+                total += self.losses(_on(stacked([batch] * n_models), self.device)) * n
                 count += n
-        self.models[0].train()
+        self.whole.train()
         values: list[float] = (total / count).tolist()
         return values
 
     @torch.no_grad()
     def unstack(self, i: int) -> nn.Module:
         """Model `i`, with its slice in its own tensors."""
-        own = dict(self.models[i].named_parameters()) | _fixed(self.models[i])
-        for name, tensor in (self.parameters | self.fixed).items():
-            own[name].copy_(tensor[i])
+        for name, parameter in self.models[i].named_parameters():
+            parameter.copy_(self.all[name][i])
         return self.models[i]
 
     def state(self, i: int) -> dict[str, Any]:
@@ -176,24 +151,14 @@ class Stack:
 
     def restore(self, saved: Sequence[Mapping[str, Any]]) -> None:
         """Take back what `state` gave, one a model and all after the same update."""
-        for model, own in zip(self.models, saved, strict=True):
-            model.load_state_dict(own["model"])
         with torch.no_grad():
-            for name, tensor in self._all().items():
-                tensor.copy_(torch.stack([(dict(m.named_parameters())[name]) for m in self.models]))
-            for name in self.fixed.keys() - self._all().keys():
-                self.fixed[name].copy_(torch.stack([_fixed(m)[name] for m in self.models]))
+            for name, parameter in self.all.items():
+                parameter.copy_(torch.stack([own["model"][name] for own in saved]))
         self.optimizer.load_state_dict(_joined([own["optimizer"] for own in saved]))
         self.average.load(_joined([own["average"] for own in saved]))
         for generator, own in zip(self.generators, saved, strict=True):
             generator.set_state(own["generator"])
         self.passes = [own["passes"] for own in saved]
-
-    def _all(self) -> dict[str, Tensor]:
-        """Every parameter by name, trained or not."""
-        names = [name for name, _ in self.models[0].named_parameters()]
-        both = self.parameters | self.fixed
-        return {name: both[name] for name in names}
 
 
 def train_stack(
@@ -210,6 +175,7 @@ def train_stack(
         stack.restore([journal.saved for journal in journals if journal.saved is not None])
     first = journals[0]
     with interrupts_wait() as is_interrupted:
+        stack.whole.train()
         pace = Pace(first.step, recipe.n_steps)
         while first.step < recipe.n_steps:
             lr = lr_at(recipe, first.step)
@@ -242,56 +208,6 @@ def train_stack(
         stack.unstack(i).eval()
 
 
-def check_stackable(
-    models: Sequence[nn.Module], data: Data, recipe: Recipe, seeds: Sequence[int], loss: Loss
-) -> None:
-    """Batch one pass of a few rows and its gradients, and compare a loss with the model's own.
-
-    Raises:
-        CannotStack: it cannot be done, or gives something else.
-    """
-    stack = Stack(models, recipe, seeds, loss)
-    batches = [data.batch(g, min(recipe.batch_size, 2)) for g in stack.generators]
-    try:
-        # Operations without a batching rule warn and run one model after another.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            losses = stack.losses(_on(stacked(batches), stack.device))
-            losses.sum().backward()
-    except (RuntimeError, TypeError, NotImplementedError, ValueError, Warning) as error:
-        raise CannotStack(f"it cannot be batched: {_short(error)}") from error
-    with torch.no_grad(), precision(recipe, stack.device):
-        alone = float(loss(models[0], _on(batches[0], stack.device)))
-    batched = float(losses[0].detach())
-    if abs(batched - alone) > TOLERANCE * max(abs(alone), 1.0):
-        raise CannotStack(f"batched, a loss of {alone:.6g} becomes {batched:.6g}")
-
-
-class _Pass(nn.Module):
-    """The loss as a module, so that a model's tensors can be replaced by others."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model, self._loss = model, loss
-        self._leaves_out = loss is next_token_loss and can_leave_out(model)
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What `forward` takes, of one model or of all: which tokens have a target depends on the
-        data, and is found before anything is batched."""
-        is_target = (batch.targets != IGNORE).flatten(-2)
-        most = int(is_target.sum(-1).max())
-        if not self._leaves_out or most > FEW * is_target.shape[-1]:
-            return batch.input_ids, batch.targets
-        # Those with a target first, in their order; a model with fewer fills up with others.
-        rows = is_target.int().argsort(dim=-1, descending=True, stable=True)[..., :most]
-        return batch.input_ids, rows, batch.targets.flatten(-2).gather(-1, rows)
-
-    def forward(self, input_ids: Tensor, *others: Tensor) -> Tensor:
-        if len(others) == 1:
-            return self._loss(self.model, Batch(input_ids, *others))
-        return loss_at(self.model, input_ids, *others)
-
-
 def stacked(batches: Sequence[Batch]) -> Batch:
     """Batches as one, `(batches, rows, seq)`; shorter ones end in tokens without a target."""
     longest = max(b.input_ids.shape[-1] for b in batches)
@@ -302,19 +218,6 @@ def stacked(batches: Sequence[Batch]) -> Batch:
     return Batch(
         wide((b.input_ids for b in batches), 0), wide((b.targets for b in batches), IGNORE)
     )
-
-
-def _short(error: BaseException) -> str:
-    """What of torch's message says why."""
-    text = " ".join(str(error).split())
-    operation = re.search(r"batching rule for (aten::\w+)", text)
-    return f"no batching rule for {operation[1]}" if operation else text.split(". ")[0]
-
-
-def _fixed(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are not trained, and buffers."""
-    frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
-    return frozen | dict(model.named_buffers())
 
 
 def _slice(tree: Any, i: int) -> Any:

@@ -1,8 +1,9 @@
-"""Runs in processes of their own, one thread each: as many at a time as there are cores.
+"""Runs in processes of their own, one thread each.
 
-Processes are spawned, not forked: threads of a parent do not survive a fork. What a run needs
-crosses to its process as Python sends things (never to a file): functions by name, so that
-lambdas and locally defined ones cannot go.
+Processes come from a server that has imported torch and used nothing of it (where the system has
+such servers): a fork of this process would have lost its threads, and a fresh start takes seconds.
+What a run needs crosses to its process as Python sends things (never to a file): functions by name,
+so that lambdas and locally defined ones cannot go.
 """
 
 from __future__ import annotations
@@ -51,15 +52,18 @@ def unsendable(job: dict[str, Any]) -> str | None:
 
 def run_apart(
     jobs: Sequence[dict[str, Any]],
-    n_workers: int,
+    n_processes: int,
     progress: Progress,
     finished: Callable[[int, History, dict[str, Tensor]], None],
 ) -> None:
-    """Run every job in one of `n_workers` processes; `finished` is told of each as it ends."""
-    context = multiprocessing.get_context("spawn")
+    """Run every job in one of `n_processes`; `finished` is told of each as it ends."""
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    if has_server:
+        context.set_forkserver_preload(["worthit.train.workers"])
     updates = context.Queue()
     pool = ProcessPoolExecutor(
-        n_workers, mp_context=context, initializer=_start, initargs=(updates,)
+        n_processes, mp_context=context, initializer=_start, initargs=(updates,)
     )
     try:
         waiting: dict[Future[Any], int] = {
