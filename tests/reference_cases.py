@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from technique_cases import device, llama_8b, llama_70b, serving, training
 
-from worthit.spec.case import Case, Layout, Runtime
+from worthit.spec.case import Case, Data, Layout, Runtime
 from worthit.spec.model import (
     Attention,
     ChannelMix,
@@ -160,6 +160,11 @@ def naive(case: Case) -> Case:
     return replace(case, runtime=replace(case.runtime, attention="naive"))
 
 
+def with_checkpoints(case: Case, n: int) -> Case:
+    """`case` with fine-tuned checkpoints at hand."""
+    return replace(case, data=Data(checkpoints=n))
+
+
 # Built once: frozen, and shared by every test.
 CASES: dict[str, Case] = {
     "mha-chat": serving(llama_2_7b(), concurrency=8),
@@ -179,6 +184,8 @@ CASES: dict[str, Case] = {
     "hybrid-long": serving(jamba(), prompt=200_000, output=1000),
     "rwkv-chat": serving(rwkv()),
     "post-norm-training": training(post_norm(), seq=512),
+    "merge-training": with_checkpoints(training(llama_8b(), n_devices=8), 2),
+    "merge-serving": with_checkpoints(serving(llama_8b()), 2),
     "tutor-serving": replace(
         serving(tutor(), prompt=16, output=16),
         stage="design",

@@ -404,7 +404,12 @@ def cases() -> st.SearchStrategy[Case]:
         workload=workloads(),
         hardware=hardwares(),
         runtime=runtimes,
-        data=st.builds(Data, unique_tokens=st.none() | counts, repeat_epochs=st.none() | positive),
+        data=st.builds(
+            Data,
+            unique_tokens=st.none() | counts,
+            repeat_epochs=st.none() | positive,
+            checkpoints=st.none() | counts,
+        ),
         stage=one_of_literal(Stage),
         goal=st.none() | one_of_literal(Goal),
         max_adoption=st.none() | st.sampled_from(ADOPTIONS),

@@ -52,7 +52,7 @@ def test_parity_names_what_decided_and_test_files_that_exist(t: Technique) -> No
         for file in match["files"].split(", "):
             source = ROOT / file
             assert source.is_file(), file
-            assert file.startswith(("tests/nn/", "tests/train/"))
+            assert file.startswith(("tests/merge/", "tests/nn/", "tests/train/"))
             if "transformers" in match["what"]:
                 assert "transformers" in source.read_text(encoding="utf-8"), entry
                 names = re.findall(r"`(\w+)`", match["what"])

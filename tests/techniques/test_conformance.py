@@ -34,6 +34,7 @@ EXPECTED = {
     "optimizer": "muon shampoo soap",
     "parallel": "tensor-parallel pipeline-parallel expert-parallel context-parallel fsdp "
     "activation-checkpointing",
+    "merging": "task-arithmetic linear slerp ties dare-ties dare-linear passthrough",
 }
 RECORDS = list(catalogue().values())
 

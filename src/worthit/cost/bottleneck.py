@@ -103,6 +103,11 @@ TITLES: dict[str, tuple[str, str, str]] = {
     ),
     "quality": ("quality", "", "quality is not visible to a cost model"),
     "stability": ("quality", "", "training stability is not visible to a cost model"),
+    "separate-skills": (
+        "quality",
+        "",
+        "what merged weights still know is not visible to a cost model",
+    ),
     "expert-imbalance": ("quality", "", "the balance of experts is not visible to a cost model"),
 }
 

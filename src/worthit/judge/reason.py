@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from worthit.cost.bottleneck import TITLES, BoundBy, percent, statement
 from worthit.judge.verdict import FLOOR, KEPT, THRESHOLD
 from worthit.judge.words import METRIC_NAMES, quantity, speedup
-from worthit.spec.case import Case
+from worthit.spec.case import Case, Training
 
 if TYPE_CHECKING:
-    from worthit.judge.judge import Verdict
+    from worthit.judge.judge import Predicted, Verdict
 
 
 def reason(v: Verdict, case: Case, reached: bool, binding: Sequence[BoundBy]) -> str:
@@ -120,17 +120,30 @@ def _adoption(v: Verdict) -> str:
 def _unseen(v: Verdict, case: Case, reached: bool) -> str:
     p = v.predicted
     assert p is not None
-    change = (p.ratio - 1) * (-1 if v.is_present else 1)
-    if abs(change) < 0.005 or p.ratio in (0.0, float("inf")):
-        price = f"It leaves {METRIC_NAMES[p.metric]} as it is"
-    else:
-        word = "saves" if (p.ratio < 1) else "costs"
-        price = f"It {word} {percent(abs(p.ratio - 1))} of {METRIC_NAMES[p.metric]}"
+    price = _price(p)
     what = f"its purpose ({v.technique.relieves[0].replace('-', ' ')}) is not visible to cost"
     if v.is_present:
         return f"In place. {price}; {what}."
     if v.decision == "never" and not reached:
         return f"{price}; {what}, and it takes {_adoption(v)} of a model that exists."
+    if v.decision == "never" and (case.stage == "design" or isinstance(case.workload, Training)):
+        return f"{price}; {what}, and that price is above the threshold of {percent(THRESHOLD)}."
     if v.decision == "never":
         return f"{price}; {what}, and this case trains nothing."
     return f"{price}; {what}: only an experiment can tell."
+
+
+def _price(p: Predicted) -> str:
+    """What a technique for something unseen does to what is seen."""
+    if p.before == p.after == float("inf"):
+        return "The case does not fit, with it or without it"
+    if p.before == float("inf"):
+        return "It makes the case fit"
+    if p.after == float("inf"):
+        return "With it the case no longer fits"
+    if abs(p.ratio - 1) < 0.005:
+        return f"It leaves {METRIC_NAMES[p.metric]} as it is"
+    if p.ratio < 0.001:
+        return f"It saves nearly all {METRIC_NAMES[p.metric]}"
+    word = "saves" if p.ratio < 1 else "costs"
+    return f"It {word} {percent(abs(p.ratio - 1))} of {METRIC_NAMES[p.metric]}"

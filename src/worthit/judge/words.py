@@ -12,6 +12,8 @@ METRIC_NAMES = {
     "train_total_s": "training time",
     "context_shortfall": "sequence length over usable context",
 }
+# Beyond this, how many times no longer matters.
+MOST = 1000
 _TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 _LONG = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"))
 _DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -84,9 +86,13 @@ def speedup(ratio: float) -> str:
 
     >>> speedup(0.5), speedup(1.25), speedup(0.0)
     ('2x', '0.8x', 'makes it possible')
+    >>> speedup(1e-9)
+    'over 1000x'
     """
     if ratio == 0:
         return "makes it possible"
     if math.isinf(ratio):
         return "makes it impossible"
+    if 1 / ratio > MOST:
+        return f"over {MOST}x"
     return f"{three(1 / ratio)}x"

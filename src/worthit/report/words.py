@@ -11,7 +11,7 @@ from worthit.cost.bottleneck import percent
 from worthit.cost.record import interval as bounds
 from worthit.judge.judge import GOAL_METRIC, Judgement, Verdict
 from worthit.judge.verdict import Flip
-from worthit.judge.words import count, duration, size, three
+from worthit.judge.words import MOST, count, duration, size, three
 from worthit.spec.case import Case, Serving
 
 Record = dict[str, Any]
@@ -217,6 +217,8 @@ def factor(ratio: float) -> str:
     if ratio == 0:
         return "inf"
     value = 1 / ratio
+    if value > MOST:
+        return f">{MOST}"
     return f"{value:.2f}" if value < 10 else three(value)
 
 

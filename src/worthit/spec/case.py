@@ -18,6 +18,9 @@ Adoption = Literal["drop-in", "calibrate", "finetune", "retrain"]
 ADOPTIONS: tuple[Adoption, ...] = ("drop-in", "calibrate", "finetune", "retrain")
 Stage = Literal["design", "deployed"]
 Goal = Literal["latency", "throughput", "memory", "train-time"]
+Merge = Literal[
+    "linear", "task-arithmetic", "slerp", "ties", "dare-ties", "dare-linear", "passthrough"
+]
 
 
 @record
@@ -240,7 +243,8 @@ class Runtime:
     `torch.compile`); None follows the device: yes on accelerators, no on a CPU.
     `kept_cache`: the share of a sequence's cache entries that eviction keeps, at most
     `kept_tokens`. `recompute`: which activations are recomputed in the backward pass.
-    `optimizer_bytes_per_param` counts states and the master copy.
+    `optimizer_bytes_per_param` counts states and the master copy. `merge` is the method by which
+    the weights were, or are to be, made of `data.checkpoints` instead of trained.
     """
 
     attention: Literal["naive", "fused"] = "fused"
@@ -258,14 +262,20 @@ class Runtime:
     optimizer_flops_per_param: float = 0.0
     micro_batch: int = 1
     tokens_to_target: Range | None = None
+    merge: Merge | None = None
 
 
 @record
 class Data:
-    """Facts about the user's data that some techniques depend on; None where not stated."""
+    """Facts about the user's data that some techniques depend on; None where not stated.
+
+    `checkpoints` counts the fine-tuned checkpoints of the case's model that exist and could be
+    merged, each for a task of its own.
+    """
 
     unique_tokens: int | None = None
     repeat_epochs: float | None = None
+    checkpoints: int | None = None
 
 
 @record

@@ -35,10 +35,11 @@ Bottleneck = Literal[
     "context-length",
     "quality",
     "stability",
+    "separate-skills",
 ]
 
 # Bottlenecks that no cost model sees: evidence is cited and an experiment decides.
-UNSEEN: frozenset[str] = frozenset({"quality", "stability", "expert-imbalance"})
+UNSEEN: frozenset[str] = frozenset({"quality", "stability", "expert-imbalance", "separate-skills"})
 
 Metric = Literal[
     "s_per_token", "ttft_s", "stall_s", "memory_bytes", "train_total_s", "context_shortfall"
