@@ -28,7 +28,7 @@ from worthit.spec.codec import to_json
 FORMAT = 1
 VERSIONS_OF = ("torch", "numpy", "scipy")
 # What decides neither the numbers of a cell nor its meaning.
-NOT_IN_KEY = ("n_seeds", "seconds")
+NOT_IN_KEY = ("n_seeds", "seconds", "setup_seconds")
 # Calls that describe: their fields are in the configuration by value, or are words.
 DESCRIPTIONS = (
     "Budget",

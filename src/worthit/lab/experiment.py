@@ -116,6 +116,7 @@ class Budget:
         sizes: whatever the experiment's functions read: widths, lengths, counts.
         seconds: roughly what one cell of a `Timing` or `Custom` takes on one core, for the
             forecast; training is probed instead.
+        setup_seconds: likewise, what the experiment's `setup` takes.
     """
 
     n_seeds: int
@@ -127,6 +128,7 @@ class Budget:
     n_rounds: int = 0
     sizes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     seconds: float | None = None
+    setup_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.n_seeds < 1:

@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worthit.lab.context import Context
@@ -47,7 +47,8 @@ def custom_jobs(how: Custom, context: Context, run: Run, seeds: Sequence[int]) -
         return Job(f"{arm.id}, seed {seed}", cost, 1, do)
 
     arms = context.setting.experiment.arms
-    return [job(arm, seed) for seed in seeds for arm in arms if run.cell(arm.id, seed) is None]
+    jobs = [job(arm, seed) for seed in seeds for arm in arms if run.cell(arm.id, seed) is None]
+    return _after_setup(context, jobs)
 
 
 def timing_jobs(how: Timing, context: Context, run: Run, seeds: Sequence[int]) -> list[Job]:
@@ -63,7 +64,16 @@ def timing_jobs(how: Timing, context: Context, run: Run, seeds: Sequence[int]) -
 
         return Job(f"seed {seed}", cost, len(arms), do)
 
-    return [job(seed) for seed in seeds if any(run.cell(arm.id, seed) is None for arm in arms)]
+    jobs = [job(seed) for seed in seeds if any(run.cell(arm.id, seed) is None for arm in arms)]
+    return _after_setup(context, jobs)
+
+
+def _after_setup(context: Context, jobs: list[Job]) -> list[Job]:
+    """The first job makes what all share, and takes as much longer."""
+    if not jobs or context.setting.experiment.setup is None:
+        return jobs
+    longer = jobs[0].seconds + context.budget.setup_seconds
+    return [replace(jobs[0], seconds=longer), *jobs[1:]]
 
 
 @dataclass(frozen=True)

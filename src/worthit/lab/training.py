@@ -116,7 +116,7 @@ def _tune(how: Training, context: Context, run: Run, arm: Arm, rate: float, tick
         loss=arm.loss,
         after_step=arm.after_step,
         folder=run.scratch(arm.id, f"rate-{rate:g}"),
-        progress=_progress(tick, len(seeds)),
+        progress=ticking(tick, len(seeds)),
     )
     losses = [_validation_loss(context, arm, one) for one in trained]
     run.save_tuned(arm.id, rate, losses, seconds=time.perf_counter() - started, seeds=seeds)
@@ -137,7 +137,7 @@ def _train(
         loss=arm.loss,
         after_step=arm.after_step,
         folder=run.scratch(arm.id, "train"),
-        progress=_progress(tick, len(seeds)),
+        progress=ticking(tick, len(seeds)),
     )
     seconds = time.perf_counter() - started
     for seed, one in zip(seeds, trained, strict=True):
@@ -266,8 +266,11 @@ def _data(context: Context) -> Data:
     return data
 
 
-def _progress(tick: Tick, n_seeds: int) -> Progress:
-    # Seeds advance together or one after another: each counts for its share.
+def ticking(tick: Tick, n_seeds: int) -> Progress:
+    """What `train_many` of `n_seeds` is to call, so that `tick` hears how far it is.
+
+    Seeds advance together or one after another: each counts for its share.
+    """
     steps: dict[int, float] = {}
 
     def report(update: Update) -> None:

@@ -123,7 +123,9 @@ def interval_plot(
         ax.axvline(none, color=INK, linewidth=0.9)
         left, right = _limits(rows, none, margin)
         for i, row in enumerate(rows):
-            low, high = (_within(row[key], left, right) for key in ("low", "high"))
+            # An open end runs to the edge of the figure.
+            low = left if row["low"] is None else max(row["low"], left)
+            high = right if row["high"] is None else min(row["high"], right)
             ax.plot([low, high], [i, i], color=ACCENT, linewidth=2.2, solid_capstyle="butt")
             ax.plot([row["estimate"]], [i], marker="o", markersize=6, color=ACCENT)
             if row.get("predicted") is not None:
@@ -153,13 +155,6 @@ def _limits(rows: Sequence[Mapping[str, Any]], none: float, margin: float) -> tu
     left, right = min(seen), max(seen)
     room = 0.06 * (right - left or 1.0)
     return left - room, right + room
-
-
-def _within(value: float | None, left: float, right: float) -> float:
-    # An open end runs to the edge of the figure.
-    if value is None:
-        return left
-    return min(max(value, left), right)
 
 
 def _color(i: int) -> str:

@@ -31,6 +31,7 @@ from worthit.lab.metrics import SECONDS
 from worthit.lab.predict import case_of, ratio
 from worthit.lab.tasks import task
 from worthit.lab.tasks.grammar_tutor import END, GrammarTutor, encode
+from worthit.lab.training import ticking
 from worthit.nn import Decoder
 from worthit.nn.cache import Cache, KVCache
 from worthit.spec.case import Serving
@@ -132,7 +133,14 @@ def trained_pairs(context: Context) -> dict[int, tuple[Decoder, Decoder]]:
     for name, size in (("target", budget), ("draft", narrow(budget))):
         spec = models.tutor(size)
         folder: Path = context.folder / name
-        runs = train_many(seeded(spec), data, recipe, context.seeds, folder=folder)
+        runs = train_many(
+            seeded(spec),
+            data,
+            recipe,
+            context.seeds,
+            folder=folder,
+            progress=ticking(context.tick, len(context.seeds)),
+        )
         pairs.append([run.into(seeded(spec)(run.seed)) for run in runs])
     return dict(zip(context.seeds, zip(*pairs, strict=True), strict=True))
 
@@ -197,6 +205,7 @@ QUICK = Budget(
     n_rounds=9,
     sizes={"draft_d_model": 64, "prompts": 24},
     seconds=6.0,
+    setup_seconds=60.0,
 )
 EXPERIMENT = Experiment(
     id="speculative-decoding",
@@ -235,9 +244,10 @@ EXPERIMENT = Experiment(
             n_rounds=5,
             sizes={"d_model": 128, "draft_d_model": 32, "prompts": 8},
             seconds=1.5,
+            setup_seconds=10.0,
         ),
         "quick": QUICK,
-        "full": replace(QUICK, n_seeds=10, n_steps=1500, n_rounds=15),
+        "full": replace(QUICK, n_seeds=10, n_steps=1500, n_rounds=15, setup_seconds=400.0),
     },
     predicted=predicted,
     setup=trained_pairs,
