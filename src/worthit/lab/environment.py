@@ -93,7 +93,9 @@ def git_state() -> dict[str, Any] | None:
     commit = _git(home, "rev-parse", "HEAD")
     if not commit:
         return None
-    return {"commit": commit, "is_dirty": bool(_git(home, "status", "--porcelain", "--", "."))}
+    # Results are what runs leave behind, not what they are made of.
+    changed = _git(home, "status", "--porcelain", "--", ".", ":(exclude)scorecard/results")
+    return {"commit": commit, "is_dirty": bool(changed)}
 
 
 def _git(folder: Path, *arguments: str) -> str:
