@@ -22,6 +22,7 @@ VERBS = {
     "serve": "Serve a model to clients of OpenAI's interface.",
     "quantize": "Quantize a model: its weights in few bits, into a new folder.",
     "merge": "Merge checkpoints by a recipe, without training.",
+    "context": "Measure how much of its context a model uses.",
     "list": "List models, devices, techniques, workloads or experiments.",
     "calibrate": "Measure this machine, so that `--on this` is exact.",
     "doctor": "Say what is installed here, what is missing, and what gets it.",

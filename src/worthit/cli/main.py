@@ -14,7 +14,7 @@ from typing import NoReturn
 WITHOUT_THREADS = ("judge", "cost", "explain")
 # Threads that spin while they wait stall one another on a machine that is also busy elsewhere: a
 # token took 900 ms in place of 35 on two cores of which one was taken.
-PATIENT_THREADS = ("generate", "serve", "quantize")
+PATIENT_THREADS = ("generate", "serve", "quantize", "context")
 FAILED = 1
 INTERRUPTED = 130
 # What a shell reports for a program whose reader went away: 128 + SIGPIPE.

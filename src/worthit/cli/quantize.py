@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +9,7 @@ import click
 
 from worthit.cli import _terminal
 from worthit.cli._case import Name, Size
+from worthit.cli._progress import Progress, size_text, time_text
 from worthit.errors import InputError, MissingCapability
 
 # Of `--bits` and `--group`: the format, by its name in `worthit.spec.formats`.
@@ -24,8 +23,6 @@ FORMATS = {
     ("fp8", None): "fp8",
     ("ternary", None): "ternary",
 }
-# Where stderr is no terminal, a line so often and no more.
-SECONDS_BETWEEN_LINES = 30.0
 
 
 @click.command("quantize")
@@ -121,9 +118,10 @@ def command(
     prepared = quantize.prepare(job)
     predicted = _predicted_bytes(prepared.model.spec, job)
     e = prepared.estimate
+    memory = size_text(e.memory_bytes)
     _terminal.note(
-        f"{name} by {method}: about {_time(e.seconds)} and {_size(e.memory_bytes)} of memory; "
-        f"{_size(predicted)} to write"
+        f"{name} by {method}: about {time_text(e.seconds)} and {memory} of memory; "
+        f"{size_text(predicted)} to write"
     )
     record = quantize.run(prepared, on_work=Progress())
     record["bytes_predicted"] = predicted
@@ -164,37 +162,13 @@ def _predicted_bytes(spec: Any, job: Any) -> float:
     return float(weight_bytes(replace(spec, precision=stored), Split()))
 
 
-class Progress:
-    """How far a piece of work is and how long the rest of it takes, on stderr."""
-
-    def __init__(self) -> None:
-        self.what = ""
-        self.started = self.said = 0.0
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        """Say it: on a terminal each time, elsewhere seldom."""
-        now = time.monotonic()
-        if what != self.what:
-            self.what, self.started, self.said = what, now, now
-        is_tty = sys.stderr.isatty()
-        rest = (now - self.started) / done * (of - done) if done > 1 else None
-        left = "" if rest is None else f", {_time(rest)} left"
-        text = f"{what}: {done} of {of}{left}"
-        if is_tty:
-            sys.stderr.write(f"\r\x1b[K{text}" if done < of else "\r\x1b[K")
-            sys.stderr.flush()
-        elif now - self.said >= SECONDS_BETWEEN_LINES:
-            self.said = now
-            _terminal.note(text)
-
-
 def _lines(record: dict[str, Any]) -> list[str]:
     before, after = record["bytes_before"], record["bytes_after"]
     lines = [
         f"wrote {record['out']}: {record['quantization']['weights']}, "
         f"{record['n_matrices_stored']} matrices",
-        f"size        {_size(before)} -> {_size(after)}, {before / after:.2f} times smaller "
-        f"(predicted {_size(record['bytes_predicted'])})",
+        f"size        {size_text(before)} -> {size_text(after)}, {before / after:.2f} times "
+        f"smaller (predicted {size_text(record['bytes_predicted'])})",
     ]
     found = record["perplexity"]
     if found is not None:
@@ -206,16 +180,3 @@ def _lines(record: dict[str, Any]) -> list[str]:
     if not record["has_tokenizer"]:
         lines.append("note        MODEL has no tokenizer.json: give ids, or copy its tokenizer")
     return lines
-
-
-def _size(n_bytes: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.3g} {unit}"
-    return f"{n_bytes / 1e3:.3g} kB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,13 +7,16 @@ token has nothing before it and is not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from worthit.nn.position.rope import changes_with_length
+from worthit.nn.tokens import tokens_of
 
 if TYPE_CHECKING:
     from worthit.nn.decoder import Decoder
@@ -45,7 +48,8 @@ def losses(
 ) -> Tensor:
     """-log p of every token but the first of each row, in nats, `(rows, n - 1)`, fp32.
 
-    Rows go through the model one by one, in pieces of `chunk` tokens over a cache.
+    Rows go through the model one by one, in pieces of `chunk` tokens over a cache, or whole where
+    the rotation depends on the length (dynamic NTK, LongRoPE).
 
     Args:
         ids: `(rows, n)`.
@@ -54,23 +58,31 @@ def losses(
     rows = []
     with torch.inference_mode():
         for done, row in enumerate(ids.to(model.device), 1):
-            cache = model.new_cache()
-            parts: list[Tensor] = []
-            for start in range(0, len(row) - 1, chunk):
-                piece = row[start : min(start + chunk, len(row) - 1)]
-                if model.outgrows(cache, len(piece)):
-                    # LongRoPE turns otherwise from here on: all of the row in one pass.
-                    parts, cache = [], model.new_cache()
-                    piece = row[:-1]
-                logits = model(piece[None], cache=cache)[0].float()
-                wanted = row[cache.length - len(piece) + 1 : cache.length + 1]
-                parts.append(functional.cross_entropy(logits, wanted, reduction="none"))
-                if len(piece) == len(row) - 1:
-                    break
+            logits_of = _in_one_pass if changes_with_length(model.spec.position) else _in_pieces
+            parts = []
+            for logits, start in logits_of(model, row[:-1], chunk):
+                wanted = row[start + 1 : start + 1 + len(logits)]
+                parts.append(functional.cross_entropy(logits.float(), wanted, reduction="none"))
             rows.append(torch.cat(parts))
             if on_progress is not None:
                 on_progress(done, len(ids))
     return torch.stack(rows)
+
+
+def _in_pieces(model: Decoder, row: Tensor, chunk: int) -> Iterator[tuple[Tensor, int]]:
+    """Logits of `chunk` tokens after another over a cache, and where each piece starts."""
+    cache = model.new_cache()
+    for start in range(0, len(row), chunk):
+        yield model(row[None, start : start + chunk], cache=cache)[0], start
+
+
+def _in_one_pass(model: Decoder, row: Tensor, chunk: int) -> Iterator[tuple[Tensor, int]]:
+    """The same where the rotation of all depends on how long the row is: layers see all of it."""
+    tokens = tokens_of(row[None], past=0, attention_mask=None)
+    tokens.relative_bias, tokens.low_rank = model.relative_bias, model.low_rank
+    x = model.run(model.embed(row[None], tokens), tokens, None)
+    for start in range(0, len(row), chunk):
+        yield model.logits(x[:, start : start + chunk])[0], start
 
 
 def perplexity(

@@ -154,11 +154,13 @@ def estimate(
     if held_out is not None:
         flops += 2 * 2 * every * held_out.numel()
         memory += 4 * held_out.shape[1] * model.spec.vocab_size * 2
-    return Estimate(flops=flops, flops_per_s=_rate(model.spec.d_model), memory_bytes=int(memory))
+    return Estimate(
+        flops=flops, flops_per_s=product_rate(model.spec.d_model), memory_bytes=int(memory)
+    )
 
 
-def _rate(width: int) -> float:
-    """FLOPs a second of a bf16 product of this model's width, as this machine does it now."""
+def product_rate(width: int) -> float:
+    """FLOPs a second of a bf16 product of a model's width, as this machine does it now."""
     a, b = torch.randn(512, width).bfloat16(), torch.randn(4 * width, width).bfloat16()
     nn.functional.linear(a, b)
     started, n = time.perf_counter(), 0
