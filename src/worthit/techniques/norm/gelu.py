@@ -59,6 +59,7 @@ TECHNIQUE = Technique(
         "transformers 5.23 `ACT2FN`, exact and tanh: outputs and gradients "
         "(tests/nn/norm/test_activations.py)",
     ),
+    experiment="worthit.lab.experiments.gelu:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -47,6 +47,7 @@ TECHNIQUE = Technique(
     parity=(
         "torch `nn.LayerNorm`: outputs and gradients, fp32 and bf16 (tests/nn/norm/test_norms.py)",
     ),
+    experiment="worthit.lab.experiments.layernorm:EXPERIMENT",
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption="A training run; from RMSNorm it would be a step back in time.",

@@ -55,6 +55,7 @@ TECHNIQUE = Technique(
         "transformers 5.23, whole models of many families: logits and gradients "
         "(tests/nn/weights/test_families.py)",
     ),
+    experiment="worthit.lab.experiments.pre_norm:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

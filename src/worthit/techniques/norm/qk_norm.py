@@ -75,6 +75,7 @@ TECHNIQUE = Technique(
         "transformers 5.23 `StableLmLayerNormPerHead`, `CohereLayerNorm`, weights of each head: "
         "outputs (tests/nn/norm/test_norms.py)",
     ),
+    experiment="worthit.lab.experiments.qk_norm:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -59,6 +59,7 @@ TECHNIQUE = Technique(
         "transformers 5.23 `ACT2FN`, relu and its square: outputs and gradients "
         "(tests/nn/norm/test_activations.py)",
     ),
+    experiment="worthit.lab.experiments.relu:EXPERIMENT",
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption=(

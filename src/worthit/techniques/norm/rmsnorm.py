@@ -60,6 +60,7 @@ TECHNIQUE = Technique(
         "transformers 5.23 `LlamaRMSNorm`, `GemmaRMSNorm`; torch `nn.RMSNorm`: outputs and "
         "gradients, fp32 and bf16 (tests/nn/norm/test_norms.py)",
     ),
+    experiment="worthit.lab.experiments.rmsnorm:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -56,6 +56,7 @@ TECHNIQUE = Technique(
         "transformers 5.23 `LlamaMLP`: outputs and gradients (tests/nn/norm/test_activations.py)",
         "transformers 5.23 `GptOssExperts`: the clamped gate (tests/nn/norm/test_activations.py)",
     ),
+    experiment="worthit.lab.experiments.swiglu:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

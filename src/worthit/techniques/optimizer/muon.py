@@ -85,6 +85,7 @@ TECHNIQUE = Technique(
         "its polynomial on the singular values of a decomposition "
         "(tests/train/optim/test_equations.py)",
     ),
+    experiment="worthit.lab.experiments.muon:EXPERIMENT",
     is_present=is_present,
     remove=with_adamw,
     adoption="calibrate",

@@ -115,6 +115,7 @@ TECHNIQUE = Technique(
         "a loop over blocks with fractional powers by scipy, grafted: weights "
         "(tests/train/optim/test_equations.py)",
     ),
+    experiment="worthit.lab.experiments.shampoo:EXPERIMENT",
     is_present=is_present,
     remove=with_adamw,
     adoption="calibrate",

@@ -96,6 +96,7 @@ TECHNIQUE = Technique(
         "(tests/train/optim/test_parity.py)",
         "Adam on gradients turned by hand: weights (tests/train/optim/test_equations.py)",
     ),
+    experiment="worthit.lab.experiments.soap:EXPERIMENT",
     is_present=is_present,
     remove=with_adamw,
     adoption="calibrate",
