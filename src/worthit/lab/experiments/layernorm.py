@@ -7,8 +7,8 @@ from torch import nn
 from worthit.lab import models
 from worthit.lab.claims import superior
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched
-from worthit.lab.experiments._text import DEEP, ON_TEXT, budgets, unseen
-from worthit.lab.metrics import DIVERGED, LOSS, PARAMETERS
+from worthit.lab.experiments._text import COLD, DEEP, LOSS, budgets, unseen
+from worthit.lab.metrics import DIVERGED, PARAMETERS
 from worthit.spec.model import ModelSpec, Norm
 from worthit.techniques.norm.layernorm import BA_2016
 from worthit.train import seeded
@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
         refuted_if="without norms the loss is within 0.05 nats",
         worth_it=True,
     ),
-    how=ON_TEXT,
+    how=COLD,
     matched=Matched(what=("parameters", "FLOPs", "tokens"), because="the norms alone go"),
     arms=(
         Arm(id="none", label="no norms", model=deep, build=without_norms),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from worthit.lab.claims import superior
 from worthit.lab.experiment import Expectation, Experiment
-from worthit.lab.experiments._optimizers import BUDGETS, GAP, MATCHED, arm
-from worthit.lab.experiments._text import ON_TEXT, unseen
+from worthit.lab.experiments._optimizers import BUDGETS, MATCHED, arm
+from worthit.lab.experiments._text import LOSS, ON_TEXT, unseen
 from worthit.lab.metrics import DIVERGED, STEP_SECONDS
 from worthit.techniques.optimizer.muon import LIU_2025
 
@@ -23,8 +23,8 @@ EXPERIMENT = Experiment(
     how=ON_TEXT,
     matched=MATCHED,
     arms=(arm("adamw", "AdamW"), arm("muon", "Muon")),
-    metrics=(GAP, STEP_SECONDS, DIVERGED),
-    claims=(superior(GAP, "muon", by=0.05),),
+    metrics=(LOSS, STEP_SECONDS, DIVERGED),
+    claims=(superior(LOSS, "muon", by=0.05),),
     budgets=BUDGETS,
     predicted=lambda setting: [p for p in unseen(setting) if p.metric == "loss"],
     means={

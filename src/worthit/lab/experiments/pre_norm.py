@@ -5,8 +5,8 @@ from __future__ import annotations
 from worthit.lab import models
 from worthit.lab.claims import superior
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched
-from worthit.lab.experiments._text import DEEP, ON_TEXT, budgets, unseen
-from worthit.lab.metrics import DIVERGED, LOSS, PARAMETERS
+from worthit.lab.experiments._text import COLD, DEEP, LOSS, budgets, unseen
+from worthit.lab.metrics import DIVERGED, PARAMETERS
 from worthit.spec.model import ModelSpec, Norm
 from worthit.techniques.norm.pre_norm import XIONG_2020
 
@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
         refuted_if="without a warm-up the loss of post-norm is within 0.05 nats",
         worth_it=True,
     ),
-    how=ON_TEXT,
+    how=COLD,
     matched=Matched(what=("parameters", "FLOPs", "tokens"), because="norms move, none is added"),
     arms=(
         Arm(id="post", label="norms behind", model=lambda budget: stack("post", budget)),

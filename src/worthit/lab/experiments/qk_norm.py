@@ -21,13 +21,13 @@ from worthit.lab.experiment import (
     Training,
     Trial,
 )
-from worthit.lab.experiments._text import BUDGETS, text, unseen
-from worthit.lab.metrics import DIVERGED, LOSS, PARAMETERS
+from worthit.lab.experiments._text import BUDGETS, LOSS, RECIPE, text, unseen
+from worthit.lab.metrics import DIVERGED, PARAMETERS
 from worthit.spec.model import ModelSpec, QKNorm
 from worthit.techniques.norm.qk_norm import WORTSMAN_2023
 
-# Ten times what suits this model.
-HIGH = 1e-1
+# Thirty times what suits this model.
+HIGH = 3e-1
 LOGITS = Metric(id="logits", name="largest attention logit", margin=0.2, scale="ratio")
 
 
@@ -64,7 +64,7 @@ def logits(trial: Trial) -> Measures:
 EXPERIMENT = Experiment(
     id="qk-norm",
     technique="qk-norm",
-    question="Does attention survive ten times the usual learning rate with normalised queries and "
+    question="Does attention survive thirty times the usual learning rate with normalised queries and "
     "keys?",
     expectation=Expectation(
         statement="Small models reproduce the growth of attention logits at high learning rates; "
@@ -73,7 +73,7 @@ EXPERIMENT = Experiment(
         refuted_if="at the high rate the loss with the norms is not 0.05 nats lower",
         worth_it=True,
     ),
-    how=Training(data=text, score=logits),
+    how=Training(data=text, recipe=RECIPE, score=logits),
     matched=Matched(
         what=("parameters", "FLOPs", "tokens"),
         because="two vectors of a head's width a layer; the learning rate is the same on purpose",

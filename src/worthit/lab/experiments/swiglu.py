@@ -5,8 +5,8 @@ from __future__ import annotations
 from worthit.lab import models
 from worthit.lab.claims import superior
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment
-from worthit.lab.experiments._text import BUDGETS, ON_TEXT, SAME_SIZE, unseen
-from worthit.lab.metrics import LOSS, PARAMETERS, STEP_SECONDS
+from worthit.lab.experiments._text import BUDGETS, LOSS, ON_TEXT, SAME_SIZE, unseen
+from worthit.lab.metrics import PARAMETERS, STEP_SECONDS
 from worthit.spec.model import FeedForward, ModelSpec
 from worthit.techniques.norm._parts import SHAZEER_2020
 
