@@ -47,6 +47,9 @@ EXPERIMENT = Experiment(
     budgets=BUDGETS,
     predicted=unseen,
     means={
+        "refuted": "It reads on as promised, where both others fail at once, and pays for it "
+        "within the trained length: a penalty that only grows does not point at the third byte "
+        "back as a rotation does, and this small model of bytes lives on exact neighbours.",
         "confirmed": "Trained short it reads long, because what is far hardly counts: worth it "
         "where texts outgrow the training and nothing far has to be found.",
     },

@@ -44,6 +44,9 @@ EXPERIMENT = Experiment(
     budgets=BUDGETS,
     predicted=unseen,
     means={
+        "refuted": "Better where it was trained, as expected, and worse than sinusoids beyond: "
+        "angles that were never seen mislead every head in every layer, and the better the model "
+        "has learned to use them, the more. Stretch the positions before reading on.",
         "confirmed": "Distance is learned once, not for each pair of places: worth it, with one of "
         "the scalings before reading on.",
     },

@@ -74,6 +74,7 @@ TECHNIQUE = Technique(
     "under a key before.",
     apply=apply,
     module="worthit.nn.attention.delta_rule:DeltaRule",
+    experiment="worthit.lab.experiments.delta_rule:EXPERIMENT",
     parity=(
         "transformers 5.23 `Qwen3NextGatedDeltaNet`, the gated rule: outputs and gradients "
         "(tests/nn/attention/test_delta_rule.py)",

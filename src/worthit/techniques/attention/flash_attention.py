@@ -58,6 +58,7 @@ TECHNIQUE = Technique(
     bottleneck="Attention waits for memory: the score matrix is written and read several times.",
     apply=apply,
     module="worthit.nn.attention.flash_attention:flash_attention",
+    experiment="worthit.lab.experiments.flash_attention:EXPERIMENT",
     parity=(
         "every score at once: outputs, log-sum-exp, gradients "
         "(tests/nn/attention/test_flash_attention.py)",

@@ -67,6 +67,7 @@ TECHNIQUE = Technique(
     "decays by a constant, cannot choose what to forget.",
     apply=apply,
     module="worthit.nn.attention.gated_linear_attention:GatedLinearAttention",
+    experiment="worthit.lab.experiments.gated_linear_attention:EXPERIMENT",
     parity=(
         "a loop over tokens from equation 3 with norm and gate: outputs "
         "(tests/nn/attention/test_linear_attention.py)",

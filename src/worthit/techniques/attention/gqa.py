@@ -79,6 +79,7 @@ TECHNIQUE = Technique(
     bottleneck="Decoding one token reads the keys and values of every head of every past token.",
     apply=apply,
     module="worthit.nn.attention.gqa:GroupedQueryAttention",
+    experiment="worthit.lab.experiments.gqa:EXPERIMENT",
     parity=(
         "transformers 5.23 `LlamaAttention`, fewer key/value heads than query heads: outputs and "
         "gradients (tests/nn/attention/test_heads.py)",

@@ -61,6 +61,7 @@ TECHNIQUE = Technique(
     bottleneck="Comparing every token with every other costs time that grows with their square.",
     apply=apply,
     module="worthit.nn.attention.linear_attention:AdditiveAttention",
+    experiment="worthit.lab.experiments.linear_attention:EXPERIMENT",
     parity=(
         "a loop over pairs of tokens from equation 8: outputs "
         "(tests/nn/attention/test_linear_attention.py)",

@@ -91,6 +91,7 @@ TECHNIQUE = Technique(
     bottleneck="The score matrix of a long text has as many rows as columns, and its rank is low.",
     apply=apply,
     module="worthit.nn.attention.low_rank_attention:LowRankAttention",
+    experiment="worthit.lab.experiments.low_rank_attention:EXPERIMENT",
     parity=(
         "equation 7 of Linformer written out; at full rank torch's "
         "`scaled_dot_product_attention` (tests/nn/attention/test_low_rank_attention.py)",

@@ -40,6 +40,7 @@ TECHNIQUE = Technique(
     bottleneck="One attention pattern a layer averages different relations into one.",
     apply=apply,
     module="worthit.nn.attention.mha:MultiHeadAttention",
+    experiment="worthit.lab.experiments.mha:EXPERIMENT",
     parity=(
         "transformers 5.23 `LlamaAttention`: outputs and gradients "
         "(tests/nn/attention/test_heads.py)",

@@ -54,6 +54,7 @@ TECHNIQUE = Technique(
     bottleneck="Decoding is bound by reloading every head's keys and values for each new token.",
     apply=apply,
     module="worthit.nn.attention.mqa:MultiQueryAttention",
+    experiment="worthit.lab.experiments.mqa:EXPERIMENT",
     parity=(
         "transformers 5.23 `GPTBigCodeAttention`: outputs (tests/nn/attention/test_heads.py)",
         "transformers 5.23 `LlamaAttention` with one key/value head: outputs and gradients "

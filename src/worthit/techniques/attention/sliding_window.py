@@ -96,6 +96,7 @@ TECHNIQUE = Technique(
     bottleneck="Every layer caches and reads the whole context, though most heads look nearby.",
     apply=apply,
     module="worthit.nn.attention.sliding_window:SlidingWindowAttention",
+    experiment="worthit.lab.experiments.sliding_window:EXPERIMENT",
     parity=(
         "transformers 5.23 `MistralAttention`: outputs and gradients "
         "(tests/nn/attention/test_heads.py)",

@@ -71,6 +71,7 @@ TECHNIQUE = Technique(
     bottleneck="Nearly all attention weight falls on a few keys, yet all of them are compared.",
     apply=apply,
     module="worthit.nn.attention.sparse_attention:SparseAttention",
+    experiment="worthit.lab.experiments.sparse_attention:EXPERIMENT",
     parity=(
         "every score written down under the papers' masks, for fixed patterns: outputs and "
         "gradients (tests/nn/attention/test_sparse_attention.py)",
