@@ -29,10 +29,9 @@ def test_the_slow_form_is_a_product_with_what_codes_stand_for(name: str) -> None
     for row in range(stored.out_features):
         codes = stored.grid.unpack(stored.codes)[row].float().tolist()
         group = stored.grid.group or 256
-        of_row = 0 if stored.scales.shape[0] == 1 else row
         centre = 8 if stored.grid.bits == 4 else 0
         zeros = [0.0] * (256 // group) if stored.zeros is None else stored.zeros[row].tolist()
-        scales = stored.scales[of_row].tolist()
+        scales = stored.scales[row].tolist()
         numbers.append(
             [(c - centre) * scales[i // group] + zeros[i // group] for i, c in enumerate(codes)]
         )

@@ -93,9 +93,9 @@ def test_bytes_are_those_that_cost_predicts(weights: str) -> None:
     rows = sum(p.shape[0] for p in model.layers.parameters() if p.ndim == 2)
     done = quantize(model, weights)
     assert done.bytes_after == nbytes(model)
-    # Exactly: the format's bits of every number, 16 of a norm's; and one scale a row of int8 and
-    # fp8, one a matrix of ternary, which their formats leave out.
-    shared = {"int8": rows, "fp8": rows, "ternary": 12}.get(weights, 0) + 4096
+    # Exactly: the format's bits of every number, 16 of a norm's; and one scale a row of int8, fp8
+    # and ternary, which their formats leave out.
+    shared = (rows if weights in ("int8", "fp8", "ternary") else 0) + 4096
     bits = format_of(weights).bits * matrices + 8 * 4096 * 512 + 16 * (norms + shared)
     assert done.bytes_after * 8 == bits
     predicted = weight_bytes(model.spec, Split())

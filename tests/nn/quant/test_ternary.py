@@ -11,7 +11,7 @@ import torch
 
 from worthit.nn.quant.grid import grid_of
 from worthit.nn.quant.kernels import Int4Linear, fast
-from worthit.nn.quant.linear import StoredLinear, rounded, widened
+from worthit.nn.quant.linear import Int8Inputs, StoredLinear, rounded, widened
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def test_a_layer_is_its_layer(bitnet: Any, has_bias: bool) -> None:
     grid = grid_of("ternary")
     codes, scales, _ = rounded(grid, torch.randn(64, 128))
     bias = torch.randn(64).bfloat16() if has_bias else None
-    stored = StoredLinear(grid, codes, scales, bias=bias, has_int8_inputs=True)
+    stored = StoredLinear(grid, codes, scales, bias=bias, inputs=Int8Inputs())
     theirs = bitnet.BitLinear(128, 64, bias=has_bias, dtype=torch.float32)
     theirs.weight.copy_(bitnet.pack_weights(grid.unpack(codes).float()))
-    theirs.weight_scale.copy_(1 / scales.float().flatten())
+    theirs.weight_scale.copy_(1 / scales[0].float())
     if bias is not None:
         theirs.bias.copy_(bias)
     x = torch.randn(5, 128).bfloat16()

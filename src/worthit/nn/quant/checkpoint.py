@@ -9,6 +9,7 @@ A folder of `config.json` and safetensors, under worthit's own names. A stored m
      "method": "gptq", "formats": {"layers.3.ffn.down": "int8"}}
 
 `formats` names the matrices that differ from `weights` and `embeddings`; `method` is for readers.
+A BitNet's layers round what they multiply too: `"inputs": {"bits": 8, "has_sub_norm": true}`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from worthit.errors import InputError, SpecError
 from worthit.nn.decoder import Decoder
 from worthit.nn.moe.experts import Experts
 from worthit.nn.quant.grid import E4M3, Grid, grid_of
-from worthit.nn.quant.linear import Stored, StoredEmbedding, StoredLinear, StoredStack, dense
+from worthit.nn.quant.linear import (
+    Int8Inputs,
+    Stored,
+    StoredEmbedding,
+    StoredLinear,
+    StoredStack,
+    dense,
+)
 from worthit.nn.quant.quantize import QUANT_METHOD, TABLES, put
 
 
@@ -58,7 +66,8 @@ def prepare(model: Decoder, quantization: Mapping[str, Any], stored: Iterable[st
         elif not grid.fits(columns):
             problems.append(f"{name}: {columns} columns do not go into {grid.name}")
         else:
-            _put_empty(model, name, grid, rows, columns)
+            inputs = None if name in TABLES else inputs_of(quantization)
+            _put_empty(model, name, grid, rows, columns, inputs)
     return problems
 
 
@@ -82,7 +91,15 @@ def _matrix_at(model: Decoder, name: str) -> Tensor:
     raise AttributeError(name)
 
 
-def _put_empty(model: Decoder, name: str, grid: Grid, rows: int, columns: int) -> None:
+def inputs_of(quantization: Mapping[str, Any]) -> Int8Inputs | None:
+    """What the layers' matrices do to their inputs."""
+    said = quantization.get("inputs")
+    return None if said is None else Int8Inputs(has_sub_norm=bool(said.get("has_sub_norm")))
+
+
+def _put_empty(
+    model: Decoder, name: str, grid: Grid, rows: int, columns: int, inputs: Int8Inputs | None
+) -> None:
     here = model.get_submodule(name.rpartition(".")[0])
     old = getattr(here, name.rpartition(".")[2])
     n = old.shape[0] if isinstance(old, nn.Parameter) else 1
@@ -98,7 +115,7 @@ def _put_empty(model: Decoder, name: str, grid: Grid, rows: int, columns: int) -
         new = StoredEmbedding(grid, codes, scales, zeros)
     else:
         bias = None if old.bias is None else old.bias.detach()
-        new = StoredLinear(grid, codes, scales, zeros, bias)
+        new = StoredLinear(grid, codes, scales, zeros, bias, inputs=inputs)
     put(model, name, new)
 
 
@@ -151,11 +168,12 @@ def check(config: Mapping[str, Any], where: str) -> None:
     Raises:
         SpecError: what is not understood.
     """
-    formats = config.get("formats")
+    inputs, formats = config.get("inputs"), config.get("formats")
+    if inputs is not None and (not isinstance(inputs, Mapping) or inputs.get("bits") != 8):
+        raise SpecError(f"inputs: expected {{'bits': 8}}, got {inputs!r:.60}", context=where)
     if formats is not None and not isinstance(formats, Mapping):
         raise SpecError(
-            f"quantization_config.formats: expected an object from matrices to formats, got "
-            f"{formats!r:.60}",
+            f"formats: expected an object from matrices to formats, got {formats!r:.60}",
             context=where,
         )
     named = [config.get("weights"), config.get("embeddings"), *(formats or {}).values()]

@@ -65,8 +65,6 @@ class Grid:
 
     def scales_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
         """Of the scales, and of the zeros."""
-        if self.kind == "ternary":
-            return (1, 1)
         return (out_features, self.n_groups(in_features))
 
     def codes_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
@@ -85,7 +83,9 @@ class Grid:
     def fit(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Scales and zeros of `(out, in)` weights, each `scales_shape`, rounded to `dtype`."""
         if self.kind == "ternary":
-            return self._stored(weight.abs().mean().reshape(1, 1), dtype), None
+            # One number a matrix, kept for every row: rows of several matrices can be one product.
+            mean = weight.float().abs().mean()
+            return self._stored(mean.expand(weight.shape[0], 1), dtype), None
         grouped = self.groups(weight.float())
         if self.has_zeros:
             low, high = grouped.amin(-1), grouped.amax(-1)

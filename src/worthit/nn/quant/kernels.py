@@ -29,10 +29,10 @@ from torch.nn import functional
 from worthit.nn.quant.grid import CENTRE, GRIDS, Grid
 from worthit.nn.quant.linear import (
     INT8_MAX,
+    Int8Inputs,
     Stored,
     StoredLinear,
     StoredStack,
-    int8_rows,
     rounded,
 )
 
@@ -73,7 +73,7 @@ class Int4Linear(nn.Module):
     Args:
         codes: unpacked, `(out, in)`, 0 to 15.
         scales, zeros: `(out, groups)`; a zero is the value of code 8.
-        has_int8_inputs: see `StoredLinear`.
+        inputs: see `StoredLinear`.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Int4Linear(nn.Module):
         zeros: Tensor,
         bias: Tensor | None = None,
         *,
-        has_int8_inputs: bool = False,
+        inputs: Int8Inputs | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = codes.shape
         self.group = self.in_features // scales.shape[-1]
-        self.has_int8_inputs = has_int8_inputs
+        self.inputs = inputs
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
         self.register_buffer("packed", packed, persistent=False)
         both = torch.stack([scales, zeros.to(scales.dtype)], dim=-1).transpose(0, 1)
@@ -100,8 +100,8 @@ class Int4Linear(nn.Module):
         """One row or many, in bf16."""
         rows = x.reshape(-1, x.shape[-1])
         scale = None
-        if self.has_int8_inputs:
-            wide, scale = int8_rows(rows.float())
+        if self.inputs is not None:
+            wide, scale = self.inputs(rows)
             rows = wide.to(rows.dtype)  # whole numbers below 256: exact in bf16
         if rows.shape[0] < WIDEN_FROM[4] or self.block is None:
             y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
@@ -162,9 +162,9 @@ def fast(linear: StoredLinear) -> nn.Module | None:
     codes, scales, zeros = linear.grid.unpack(linear.codes), linear.scales, linear.zeros
     if grid.kind == "ternary":
         codes = (codes + CENTRE).to(torch.uint8)
-        scales = scales.expand(linear.out_features, linear.in_features // group)
+        scales = scales.expand(-1, linear.in_features // group)
     zeros = torch.zeros_like(scales) if zeros is None else zeros
-    return Int4Linear(codes, scales, zeros, linear.bias, has_int8_inputs=linear.has_int8_inputs)
+    return Int4Linear(codes, scales, zeros, linear.bias, inputs=linear.inputs)
 
 
 def fast_stack(stack: StoredStack) -> FastStack | None:

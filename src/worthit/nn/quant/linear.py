@@ -9,6 +9,7 @@ follow when it changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -18,6 +19,26 @@ from torch.nn import functional
 from worthit.nn.quant.grid import Grid
 
 INT8_MAX = 127
+# Of the norm before a product, and below every row's greatest number: BitNet's own.
+NORM_EPS, TINY_ROW = 1e-6, 1e-5
+
+
+@dataclass(frozen=True)
+class Int8Inputs:
+    """What a BitNet does to each row before a product: unit power if so trained, then 8 bits.
+
+    Ma et al. 2024, arXiv:2402.17764, section 2 (absmax a token); SubLN without a weight.
+    """
+
+    has_sub_norm: bool = False
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows as whole numbers from -128 to 127, in fp32, and what products are multiplied by."""
+        x = x.float()
+        if self.has_sub_norm:
+            x = functional.rms_norm(x, x.shape[-1:], eps=NORM_EPS)
+        scale = INT8_MAX / x.abs().amax(-1, keepdim=True).clamp_min(TINY_ROW)
+        return (x * scale).round().clamp(-INT8_MAX - 1, INT8_MAX), 1 / scale
 
 
 class Stored(nn.Module):
@@ -82,8 +103,7 @@ class StoredLinear(Stored):
     """`nn.Linear` with a stored matrix.
 
     Args:
-        has_int8_inputs: each row of the input is rounded to 8 bits first, as BitNet is trained
-            (Ma et al. 2024, arXiv:2402.17764, section 2: absmax per token).
+        inputs: what becomes of the input first, in a BitNet.
     """
 
     def __init__(
@@ -94,12 +114,12 @@ class StoredLinear(Stored):
         zeros: Tensor | None = None,
         bias: Tensor | None = None,
         *,
-        has_int8_inputs: bool = False,
+        inputs: Int8Inputs | None = None,
     ) -> None:
         super().__init__(grid, codes, scales, zeros)
         self.out_features, self.in_features = self.shape
         self.register_buffer("bias", bias)
-        self.has_int8_inputs = has_int8_inputs
+        self.inputs = inputs
 
     @classmethod
     def of(cls, linear: nn.Linear, grid: Grid) -> Self:
@@ -114,28 +134,24 @@ class StoredLinear(Stored):
         first = parts[0]
         has_zeros, has_bias = first.zeros is not None, first.bias is not None
         assert all(part.grid == first.grid for part in parts)
-
-        def scales_of(part: Self) -> Tensor:
-            return part.scales.expand(part.out_features, -1)
-
+        assert all(part.inputs == first.inputs for part in parts)
         return cls(
             first.grid,
             torch.cat([part.codes for part in parts]),
-            torch.cat([scales_of(part) for part in parts]),
+            torch.cat([part.scales for part in parts]),
             torch.cat([part.zeros for part in parts]) if has_zeros else None,
             torch.cat([part.bias for part in parts]) if has_bias else None,
-            has_int8_inputs=first.has_int8_inputs,
+            inputs=first.inputs,
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)`."""
         bias = None if self.bias is None else self.bias.float()
-        wide = x.float()
-        if self.has_int8_inputs:
-            codes, scale = int8_rows(wide)
+        if self.inputs is not None:
+            codes, scale = self.inputs(x)
             y = functional.linear(codes, self.wide()) * scale
             return (y if bias is None else y + bias).to(x.dtype)
-        return functional.linear(wide, self.wide(), bias).to(x.dtype)
+        return functional.linear(x.float(), self.wide(), bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What `print` says."""
@@ -144,7 +160,7 @@ class StoredLinear(Stored):
 
 def dense(stored: StoredLinear) -> nn.Module:
     """`stored` widened once, in its own type; as it is where it rounds its inputs."""
-    if stored.has_int8_inputs:
+    if stored.inputs is not None:
         return stored
     with torch.device("meta"):
         linear = nn.Linear(stored.in_features, stored.out_features, bias=stored.bias is not None)
@@ -152,12 +168,6 @@ def dense(stored: StoredLinear) -> nn.Module:
     if stored.bias is not None:
         linear.bias = nn.Parameter(stored.bias, requires_grad=False)
     return linear
-
-
-def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows on 255 whole numbers, in the type of `x`, and what each row is multiplied back by."""
-    scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-5) / INT8_MAX
-    return (x / scale).round().clamp(-INT8_MAX - 1, INT8_MAX), scale
 
 
 class StoredEmbedding(Stored):

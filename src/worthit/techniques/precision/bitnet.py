@@ -58,6 +58,10 @@ TECHNIQUE = Technique(
         "(tests/train/precision/test_bitnet.py)",
         "transformers 5.24 `AutoBitLinear`, with its norm and without: outputs and gradients "
         "(tests/train/precision/test_bitnet.py)",
+        "transformers 5.24 `BitLinear` and `WeightQuant`, on two packed bits a weight: a layer's "
+        "outputs (tests/nn/quant/test_ternary.py)",
+        "stored after training: the logits that were trained, saved and loaded "
+        "(tests/train/precision/test_store.py)",
     ),
     is_present=is_present,
     remove=remove,

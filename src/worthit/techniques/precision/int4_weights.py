@@ -52,6 +52,18 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "weight-capacity"),
     bottleneck="Decoding one token reads every weight once, at 16 bits each.",
     apply=apply,
+    module="worthit.nn.quant.gptq:gptq",
+    parity=(
+        "GPTQ: the paper's equations 2 and 3 as a loop in fp64, with and without act-order; the "
+        "best of all choices on small problems (tests/nn/quant/test_methods.py)",
+        "AWQ: every scale and every clipping tried on the inputs themselves; scales folded into "
+        "what stands before change no logit (tests/nn/quant/test_methods.py)",
+        "ggml's Q4_0 and Q4_1 blocks, and a `.gguf` of them widened by the `gguf` package "
+        "(tests/nn/quant/test_grid.py, tests/nn/quant/test_ggml.py)",
+        "PyTorch's packed product against the codes' own numbers; whole models, files back to the "
+        "same logits, bytes as `cost` predicts them "
+        "(tests/nn/quant/test_linear.py, tests/nn/quant/test_quantize.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="calibrate",

@@ -53,6 +53,15 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "weight-capacity"),
     bottleneck="Decoding one token reads every weight once, at 16 bits each.",
     apply=apply,
+    module="worthit.nn.quant.grid:Grid",
+    parity=(
+        "a product with what the codes stand for, number by number; PyTorch's packed product "
+        "against it, at every number of rows (tests/nn/quant/test_linear.py)",
+        "ggml's Q8_0 blocks, and a `.gguf` of them widened by the `gguf` package "
+        "(tests/nn/quant/test_grid.py, tests/nn/quant/test_ggml.py)",
+        "whole models: files back to the same logits, bytes as `cost` predicts them "
+        "(tests/nn/quant/test_quantize.py)",
+    ),
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

@@ -2,6 +2,7 @@
 
 from worthit.train.precision.apply import PRECISIONS, apply_precision
 from worthit.train.precision.linear import Narrow, NarrowExperts, NarrowLinear, narrow_linear
+from worthit.train.precision.store import store_bitnet
 
 __all__ = [
     "PRECISIONS",
@@ -10,4 +11,5 @@ __all__ = [
     "NarrowLinear",
     "apply_precision",
     "narrow_linear",
+    "store_bitnet",
 ]
