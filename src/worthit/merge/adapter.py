@@ -23,6 +23,7 @@ from worthit.spec.resolve import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+BASE = ".base_layer."
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.weight)?")
 
@@ -66,6 +67,9 @@ def open_adapter(folder: Path, tensors: Mapping[str, Tensor]) -> Adapter:
     for tensor in read_header(folder / WEIGHTS):
         name = tensor.name.removeprefix(_PREFIX)
         match = _FACTOR.fullmatch(name)
+        if match is None and BASE in name:
+            # peft stores an adapted embedding beside its factors, as it was.
+            continue
         if match is None:
             replaced[name.replace(".modules_to_save.", ".")] = tensor
             continue
