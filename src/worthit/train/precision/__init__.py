@@ -1,6 +1,6 @@
 """Number formats for training: what fp8, MX, NVFP4 and BitNet round to, and products in them."""
 
-from worthit.train.precision.apply import PRECISIONS, apply_precision
+from worthit.train.precision.apply import PRECISIONS, Narrowed, apply_precision, narrowed
 from worthit.train.precision.linear import Narrow, NarrowExperts, NarrowLinear, narrow_linear
 from worthit.train.precision.store import store_bitnet
 
@@ -9,7 +9,9 @@ __all__ = [
     "Narrow",
     "NarrowExperts",
     "NarrowLinear",
+    "Narrowed",
     "apply_precision",
     "narrow_linear",
+    "narrowed",
     "store_bitnet",
 ]

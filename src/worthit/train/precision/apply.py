@@ -13,6 +13,7 @@ same model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, get_args
 
@@ -78,6 +79,27 @@ def apply_precision(model: Model, name: str, **options: Any) -> Model:
             elif type(child) is nn.Linear and id(child.weight) in parts and id(child) not in wide:
                 setattr(parent, child_name, NarrowLinear(child, made(parts[id(child.weight)])))
     return model
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """Builds a model and gives it narrow products: `narrowed(seeded(spec), "fp8")(seed)`.
+
+    A value, as `train_many` wants its `build`: a process of its own can be told it.
+    """
+
+    build: Callable[[int], nn.Module]
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, seed: int) -> nn.Module:
+        """The model of `seed`."""
+        return apply_precision(self.build(seed), self.name, **dict(self.options))
+
+
+def narrowed(build: Callable[[int], nn.Module], name: str, **options: Any) -> Narrowed:
+    """From a function that builds models of a seed to one that builds them narrow."""
+    return Narrowed(build, name, tuple(options.items()))
 
 
 # What a weight of these parts is multiplied in.
