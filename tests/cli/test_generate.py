@@ -167,6 +167,7 @@ def test_blocks_of_a_gguf_stay_packed_where_this_cpu_multiplies_so(
     assert weights() == weights("--weights", "packed") == packed | {"rope": None}
     assert weights("--weights", "dense", "--rope", "yarn:2") == dense | {"rope": "yarn:2"}
     assert weights("--dtype", "fp32") == dense | {"rope": None}
+    assert weights("--weights", "both") == packed | {"form": "both", "rope": None}
     monkeypatch.setattr(kernels, "can_multiply_int4", lambda group: False)
     assert weights() == dense | {"rope": None}
 

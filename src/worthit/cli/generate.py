@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="The system message of a chat.")
 @click.option(
     "--weights",
-    type=click.Choice(("packed", "dense")),
-    help="Few bits as they are stored, or widened; default: packed where this CPU multiplies so.",
+    type=click.Choice(("packed", "dense", "both")),
+    help="Few bits as they are stored, widened, or packed with a wide copy for prompts; default: "
+    "packed where this CPU multiplies so.",
 )
 @click.option("--rope", metavar="METHOD:FACTOR", help="Stretch the context: yarn:4, linear:2.")
 @click.option(
@@ -80,8 +81,9 @@ def command(
     tokenizer = load_tokenizer(path)
     ids = _prompt_ids(tokenizer, text, is_chat=is_chat, system=system)
     started = time.perf_counter()
-    packed = weights == "packed" if weights else packing_pays(path, dtype)
-    loaded = optimize(load_model(path, dtype=dtype, packed=packed, rope=rope))
+    packed = weights != "dense" if weights else packing_pays(path, dtype)
+    loaded = load_model(path, dtype=dtype, packed=packed, rope=rope)
+    optimize(loaded, has_wide_copies=weights == "both")
     load_s = time.perf_counter() - started
     say = None if is_json else _say
     found = generate(
@@ -97,7 +99,7 @@ def command(
     if is_json:
         record = _record(model, path, found, sampling, load_s=load_s, seed=seed)
         record["weights"] = {
-            "form": "packed" if packed else "dense",
+            "form": weights or ("packed" if packed else "dense"),
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "products": products(loaded),
             "rope": rope,

@@ -24,8 +24,9 @@ MIB = 2**20
 )
 @click.option(
     "--weights",
-    type=click.Choice(("packed", "dense")),
-    help="Few bits as they are stored, or widened; default: packed where this CPU multiplies so.",
+    type=click.Choice(("packed", "dense", "both")),
+    help="Few bits as they are stored, widened, or packed with a wide copy for prompts; default: "
+    "packed where this CPU multiplies so.",
 )
 @click.option("--rope", metavar="METHOD:FACTOR", help="Stretch the context: yarn:4, linear:2.")
 @click.option(
@@ -105,8 +106,9 @@ def command(
     )
     path = checkpoint_path(model)
     tokenizer = load_tokenizer(path)
-    packed = weights == "packed" if weights else packing_pays(path, dtype)
-    loaded = optimize(load_model(path, dtype=dtype, packed=packed, rope=rope))
+    packed = weights != "dense" if weights else packing_pays(path, dtype)
+    loaded = load_model(path, dtype=dtype, packed=packed, rope=rope)
+    optimize(loaded, has_wide_copies=weights == "both")
     engine = Engine(loaded, tokenizer, limits)
 
     def say(address: str) -> None:
@@ -114,7 +116,7 @@ def command(
             "schema": "worthit.serve/1",
             "url": f"{address}/v1",
             "model": config.names[0],
-            "weights": "packed" if packed else "dense",
+            "weights": weights or ("packed" if packed else "dense"),
             "context_len": engine.runner.context_len,
             "cache_blocks": engine.memory.n_blocks,
             "has_api_key": api_key is not None,

@@ -28,10 +28,14 @@ from worthit.nn.quant.kernels import Int4Linear, Int8Linear, fast, fast_stack, f
 from worthit.nn.quant.linear import StoredEmbedding, StoredLinear, StoredStack, dense
 
 
-def optimize(model: Decoder) -> Decoder:
+def optimize(model: Decoder, *, has_wide_copies: bool = False) -> Decoder:
     """Lay the weights of `model` out for decoding, in place; it can no longer be trained or saved.
 
     Weights elsewhere than on a CPU stay as they are.
+
+    Args:
+        has_wide_copies: keep a bf16 copy beside each matrix of few bits, for prompts and batches of
+            many rows: two bytes a weight more, and their products as fast as those of bf16.
     """
     if model.is_optimized or model.device.type != "cpu":
         return model
@@ -47,7 +51,11 @@ def optimize(model: Decoder) -> Decoder:
             # What is read as a matrix must stay one.
             is_read = name in getattr(parent, "weights_read", ())
             if isinstance(child, StoredLinear):
-                child = (None if is_read else fast(child)) or dense(child)
+                quick = None if is_read else fast(child)
+                if quick is not None and has_wide_copies and child.inputs is None:
+                    quick.wide_copy = dense(child)
+                    _lay_out(quick, "wide_copy", quick.wide_copy, can_pack=can_pack)
+                child = quick or dense(child)
                 setattr(parent, name, child)
             if not is_read and type(child) is nn.Linear:
                 _lay_out(parent, name, child, can_pack=can_pack)
@@ -109,7 +117,10 @@ def products(model: Decoder) -> dict[str, int]:
         PackedLinear: "dense",
         nn.Linear: "dense",
     }
-    counted = Counter(kinds[type(m)] for m in model.modules() if type(m) in kinds)
+    copies = {id(m.wide_copy) for m in model.modules() if isinstance(m, Int4Linear | Int8Linear)}
+    counted = Counter(
+        kinds[type(m)] for m in model.modules() if type(m) in kinds and id(m) not in copies
+    )
     if model.head is None and model.tied_head is None:
         counted["stored" if isinstance(model.embedding, StoredEmbedding) else "dense"] += 1
     return dict(counted.most_common())

@@ -68,6 +68,22 @@ def test_laid_out_for_inference_it_says_the_same(kind: str, weights: str) -> Non
         assert_near(torch.cat(parts, dim=1), known)
 
 
+def test_wide_copies_are_for_many_rows() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 96, (1, 40))
+    models = []
+    for has_wide_copies in (False, True):
+        model = made()
+        quantize(model, "int4-g32")
+        models.append(optimize(model, has_wide_copies=has_wide_copies))
+    plain, both = models
+    assert products(both) == products(plain)
+    with torch.inference_mode():
+        assert torch.equal(both(ids[:, :9]), plain(ids[:, :9]))  # the packed product
+        assert_near(both(ids), plain(ids))
+        assert not torch.equal(both(ids), plain(ids))  # the copies, rounded to bf16
+
+
 def test_what_is_multiplied_by_what() -> None:
     model = made()
     quantize(model, "int4-g32")

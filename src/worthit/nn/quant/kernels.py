@@ -39,6 +39,8 @@ from worthit.nn.quant.linear import (
 # Rows from which widening to bf16 and an ordinary product take less time than the packed product;
 # on one core of a Zen 5, a matrix of 1536 x 576: see docs/quantize.md.
 WIDEN_FROM = {4: 96, 8: 32}
+# And from here on where a wide copy of the matrix is kept: `optimize(model, has_wide_copies=True)`.
+COPY_FROM = 16
 # What the products ask for.
 INT4_ROWS, INT4_GROUPS = 16, (256, 128, 64, 32)
 INT8_COLUMNS = 16
@@ -54,10 +56,14 @@ class Int8Linear(nn.Module):
         self.register_buffer("codes", aligned(codes), persistent=False)
         self.register_buffer("scales", scales.flatten(), persistent=False)
         self.register_buffer("bias", bias, persistent=False)
+        self.wide_copy: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """One row or many, in bf16."""
         rows = x.reshape(-1, x.shape[-1])
+        if self.wide_copy is not None and rows.shape[0] >= COPY_FROM:
+            z: Tensor = self.wide_copy(x)
+            return z
         if rows.shape[0] < WIDEN_FROM[8]:
             y: Tensor = torch._weight_int8pack_mm(aligned(rows), self.codes, self.scales)
         else:
@@ -95,10 +101,14 @@ class Int4Linear(nn.Module):
         self.register_buffer("scales_and_zeros", both.contiguous(), persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.block = _rows_of_block(self.out_features)
+        self.wide_copy: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """One row or many, in bf16."""
         rows = x.reshape(-1, x.shape[-1])
+        if self.wide_copy is not None and rows.shape[0] >= COPY_FROM:
+            z: Tensor = self.wide_copy(x)
+            return z
         scale = None
         if self.inputs is not None:
             wide, scale = self.inputs(rows)
