@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worthit.errors import InputError
 from worthit.nn.cache import (
     GROWTH_TOKENS,
     Cache,
@@ -121,3 +122,51 @@ def test_the_mask_covers_what_was_seen_whatever_is_given() -> None:
     cache.length = 6
     whole = torch.ones(2, 7)
     assert cache.mask_of(1, whole, ids).all()
+
+
+def test_tokens_can_be_taken_back() -> None:
+    kv, latent = KVCache(), LatentCache()
+    kv.append(numbered(0, 5), numbered(0, 5))
+    latent.append(numbered(0, 5)[:, 0], numbered(0, 5)[:, 0])
+    cache = Cache([[kv], [latent]])
+    cache.length, cache.is_real = 5, torch.ones(2, 5, dtype=torch.bool)
+    cache.take_back(2)
+    assert cache.length == 3
+    assert cache.is_real.shape == (2, 3)
+    assert places(kv.append(numbered(3, 1), numbered(3, 1))[0]) == [0, 1, 2, 3]
+    assert latent.latents.length == 3
+    cache = Cache([[kv, StateCache()]])
+    with pytest.raises(InputError, match="fork the cache before them"):
+        cache.take_back(1)
+
+
+@pytest.mark.parametrize("spare", [0, 3])
+def test_a_window_takes_back_what_it_spares(spare: int) -> None:
+    whole, cache = KVCache(4), KVCache(4, spare=spare)
+    end = 0
+    for n, taken in [(3, 1), (4, 2), (1, 1), (5, 3), (2, 2), (1, 0), (1, 1), (6, 0)]:
+        if taken > spare and cache.keys.length + n > 4:
+            cache.append(numbered(end, n), numbered(end, n))
+            with pytest.raises(InputError, match="what they pushed out is gone"):
+                cache.take_back(taken)
+            return
+        k, v = cache.append(numbered(end, n), numbered(end, n))
+        cache.take_back(taken)
+        # What the queries of the pass saw: the window, and themselves.
+        fresh = whole.fork()
+        assert places(k) == places(fresh.append(numbered(end, n), numbered(end, n))[0])
+        assert places(v) == places(k)
+        if n > taken:
+            whole.append(numbered(end, n - taken), numbered(end, n - taken))
+        end += n - taken
+    assert spare == 3
+
+
+def test_rows_are_kept_and_replaced_head_by_head() -> None:
+    growing = GrowingTensor()
+    growing.append(numbered(0, 6))
+    growing.keep(torch.tensor([[[5, 0, 2], [1, 2, 3]]]).expand(2, 2, 3))
+    assert growing.value[0, :, :, 0].tolist() == [[5, 0, 2], [1, 2, 3]]
+    growing.replace_by_last(torch.tensor([[0, 2]]).expand(2, 2))
+    assert growing.value[1, :, :, 0].tolist() == [[2, 0], [1, 2]]
+    assert growing.append(numbered(9, 1))[0, :, :, 0].tolist() == [[2, 0, 9], [1, 2, 9]]

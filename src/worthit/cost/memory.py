@@ -15,7 +15,7 @@ from worthit.cost.cache import layer_cache
 from worthit.cost.ledger import Number
 from worthit.cost.params import count_layer, count_params, ffn_params
 from worthit.spec.case import Runtime
-from worthit.spec.formats import format_of
+from worthit.spec.formats import format_of, group_of
 from worthit.spec.model import (
     Attention,
     ChannelMix,
@@ -108,7 +108,6 @@ def cache_bytes(
     if runtime.kept_tokens is not None:
         tokens = np.minimum(tokens, runtime.kept_tokens)
         shared_tokens = np.minimum(shared_tokens, tokens)
-    cache_size = format_of(model.precision.cache).bytes
     state_size = format_of(model.precision.state).bytes
     conv_size = format_of(model.precision.activations).bytes
     total: Number = 0.0
@@ -125,13 +124,24 @@ def cache_bytes(
                 kept = np.minimum(kept, entry.window)
             scale = n * width * depth / split.pipeline
             share = _cache_share(mixer, split, width)
-            grown = entry.per_token * cache_size * scale * share / split.context
-            total = total + grown * kept
+            grown = entry.per_token * scale * share / split.context
+            total = total + grown * stored_bytes(model, runtime, kept)
             if entry.window is None:
-                shared = shared + grown * fraction * shared_tokens
+                shared = shared + grown * stored_bytes(model, runtime, fraction * shared_tokens)
             fixed = entry.fixed * state_size + entry.conv * conv_size
             total = total + fixed * n * width * depth / split.pipeline / split.tensor
     return CacheUse(per_sequence=total - shared, shared=shared)
+
+
+def stored_bytes(model: ModelSpec, runtime: Runtime, tokens: Number) -> Number:
+    """Bytes of one element a token for `tokens`: all in the cache's format, or the older ones."""
+    narrow = format_of(model.precision.cache).bytes
+    if runtime.recent_tokens is None:
+        return tokens * narrow
+    wide = format_of(model.precision.activations).bytes
+    group = group_of(model.precision.cache)
+    old = np.floor(np.maximum(tokens - runtime.recent_tokens, 0.0) / group) * group
+    return old * narrow + (tokens - old) * wide
 
 
 def _cache_share(mixer: object, split: Split, width: Number) -> Number:

@@ -10,9 +10,15 @@ A cache holds what has been seen; `nbytes` counts that, not the room reserved fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from worthit.errors import InputError
+
+if TYPE_CHECKING:
+    from worthit.nn.tokens import Tokens
 
 # Room grows by at least this many tokens at a time, and by half of what is there.
 GROWTH_TOKENS = 64
@@ -23,42 +29,63 @@ class GrowingTensor:
 
     def __init__(self) -> None:
         self._room: Tensor | None = None
+        self._start = 0
         self.length = 0
 
     def append(self, new: Tensor) -> Tensor:
         """Add `new` `(..., n, width)` and return everything, `(..., length, width)`."""
-        end = self.length + new.shape[-2]
+        end = self._start + self.length + new.shape[-2]
         if self._room is None or end > self._room.shape[-2]:
-            self._grow(new, end)
+            self._grow(new, self.length + new.shape[-2])
+            end = self.length + new.shape[-2]
         assert self._room is not None
-        self._room[..., self.length : end, :] = new
-        self.length = end
+        self._room[..., self._start + self.length : end, :] = new
+        self.length += new.shape[-2]
         return self.value
 
     def _grow(self, like: Tensor, end: int) -> None:
+        """Room for `end` tokens and some more, in a new place: views of the old one stay valid."""
         room = max(end + GROWTH_TOKENS, end + end // 2)
         grown = like.new_empty((*like.shape[:-2], room, like.shape[-1]))
         if self._room is not None:
             grown[..., : self.length, :] = self.value
-        self._room = grown
+        self._room, self._start = grown, 0
 
     @property
     def value(self) -> Tensor:
         """Everything appended and kept, `(..., length, width)`."""
         assert self._room is not None, "nothing was appended"
-        return self._room[..., : self.length, :]
+        return self._room[..., self._start : self._start + self.length, :]
 
     def keep_last(self, n: int) -> None:
-        """Forget all but the last `n`."""
+        """Forget all but the last `n`; nothing is moved."""
         if self.length > n:
-            assert self._room is not None
-            self._room[..., :n, :] = self.value[..., -n:, :].clone()
+            self._start += self.length - n
             self.length = n
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first `n`."""
+        self.length = min(self.length, n)
+
+    def keep(self, index: Tensor) -> None:
+        """Keep the rows that `index` `(..., n)` names, in its order, head by head."""
+        assert self._room is not None
+        wide = index[..., None].expand(*index.shape, self._room.shape[-1])
+        kept = self.value.gather(-2, wide)
+        self._start, self.length = 0, index.shape[-1]
+        self._room[..., : self.length, :] = kept
+
+    def replace_by_last(self, index: Tensor) -> None:
+        """Put the last row in the place of row `index` `(...,)`, and forget it at the end."""
+        assert self._room is not None
+        wide = index[..., None, None].expand(*index.shape, 1, self._room.shape[-1])
+        self.value.scatter_(-2, wide, self.value[..., -1:, :])
+        self.length -= 1
 
     def fork(self) -> GrowingTensor:
         """A copy that grows by itself."""
         copy = GrowingTensor()
-        copy.length = self.length
+        copy.length, copy._start = self.length, self._start
         copy._room = None if self._room is None else self._room.clone()
         return copy
 
@@ -74,10 +101,17 @@ class GrowingTensor:
 
 
 class KVCache:
-    """Keys and values, `(batch, n_kv_heads, length, head_dim)`; the last `window` of them."""
+    """Keys and values, `(batch, n_kv_heads, length, head_dim)`; the last `window` of them.
 
-    def __init__(self, window: int | None = None) -> None:
-        self.window = window
+    `spare` tokens more are kept behind a window, so that as many can be taken back.
+    """
+
+    # Whether `observe` wants to be called, and whether what it leads to waits for `settle`.
+    is_observing = False
+    holds = False
+
+    def __init__(self, window: int | None = None, *, spare: int = 0) -> None:
+        self.window, self.spare = window, spare
         self.keys, self.values = GrowingTensor(), GrowingTensor()
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,17 +120,34 @@ class KVCache:
         With a window the tokens that this pass's first query still sees are returned, and only then
         forgotten: a prefill longer than the window is exact.
         """
+        before = self.keys.length
         k, v = self.keys.append(keys), self.values.append(values)
-        if self.window is not None and self.keys.length > self.window:
-            # Views into the buffer: keep_last moves its content.
-            k, v = k.clone(), v.clone()
-            self.keys.keep_last(self.window)
-            self.values.keep_last(self.window)
+        if self.window is not None:
+            n_seen = min(before, self.window) + keys.shape[-2]
+            k, v = k[..., -n_seen:, :], v[..., -n_seen:, :]
+            self.keys.keep_last(self.window + self.spare)
+            self.values.keep_last(self.window + self.spare)
         return k, v
+
+    def observe(self, q: Tensor, scale: float, tokens: Tokens) -> None:
+        """See the queries `(batch, n_heads, n, head_dim)` of the pass that was just appended."""
+
+    def settle(self) -> None:
+        """Nothing of what is here will be taken back."""
+
+    def take_back(self, n: int) -> None:
+        """Forget the last `n` tokens, as if they had never been there."""
+        if self.window is not None and n > self.spare and self.keys.length >= self.window:
+            raise InputError(
+                f"a window of {self.window} tokens that spares {self.spare} cannot take back {n}: "
+                "what they pushed out is gone; make its cache with as many to spare"
+            )
+        self.keys.truncate(self.keys.length - n)
+        self.values.truncate(self.values.length - n)
 
     def fork(self) -> KVCache:
         """A copy that grows by itself."""
-        copy = KVCache(self.window)
+        copy = KVCache(self.window, spare=self.spare)
         copy.keys, copy.values = self.keys.fork(), self.values.fork()
         return copy
 
@@ -114,12 +165,22 @@ class KVCache:
 class LatentCache:
     """MLA's normalised latent and rotated shared key: `(batch, length, rank)` and rope width."""
 
+    holds = False
+
     def __init__(self) -> None:
         self.latents, self.rotary_keys = GrowingTensor(), GrowingTensor()
 
     def append(self, latents: Tensor, rotary_keys: Tensor) -> tuple[Tensor, Tensor]:
         """Add this pass's latents and rotary keys; return all of them."""
         return self.latents.append(latents), self.rotary_keys.append(rotary_keys)
+
+    def settle(self) -> None:
+        """Nothing of what is here will be taken back."""
+
+    def take_back(self, n: int) -> None:
+        """Forget the last `n` tokens."""
+        self.latents.truncate(self.latents.length - n)
+        self.rotary_keys.truncate(self.rotary_keys.length - n)
 
     def fork(self) -> LatentCache:
         """A copy that grows by itself."""
@@ -141,6 +202,8 @@ class LatentCache:
 class StateCache:
     """Named tensors of a fixed size, replaced by every pass; all absent before the first."""
 
+    holds = False
+
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
 
@@ -150,6 +213,15 @@ class StateCache:
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         self.state[name] = value
+
+    def settle(self) -> None:
+        """Nothing of what is here will be taken back."""
+
+    def take_back(self, n: int) -> None:
+        """Refused: a state is not divided into tokens."""
+        raise InputError(
+            f"a recurrent state cannot take back its last {n} tokens; fork the cache before them"
+        )
 
     def fork(self) -> StateCache:
         """A copy that goes on by itself: tensors are replaced, never changed."""
@@ -209,6 +281,18 @@ class Cache:
             cache.select_rows(rows)
         if self.is_real is not None:
             self.is_real = self.is_real[rows]
+
+    def take_back(self, n: int) -> None:
+        """Forget the last `n` tokens of every sequence.
+
+        Raises:
+            InputError: a window or a state cannot.
+        """
+        for cache in self:
+            cache.take_back(n)
+        self.length -= n
+        if self.is_real is not None:
+            self.is_real = self.is_real[:, : self.length]
 
     def fork(self) -> Cache:
         """A copy that goes on by itself."""

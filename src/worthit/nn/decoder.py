@@ -287,6 +287,8 @@ class Decoder(nn.Module):
         for described in (tokens, *(tokens.parts or ())):
             described.relative_bias, described.low_rank = self.relative_bias, self.low_rank
         x = self.run(self.embed(input_ids, tokens), tokens, cache)
+        if rows is not None and not len(rows):
+            return x.new_empty(1, 0, self.spec.vocab_size)
         return self.logits(x if rows is None else x[:, rows])
 
     def logits_at(self, input_ids: Tensor, rows: Tensor) -> Tensor:

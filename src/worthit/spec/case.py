@@ -242,7 +242,9 @@ class Runtime:
     `is_compiled`: element-wise operations are fused and launches overlap (CUDA graphs,
     `torch.compile`); None follows the device: yes on accelerators, no on a CPU.
     `kept_cache`: the share of a sequence's cache entries that eviction keeps, at most
-    `kept_tokens`. `recompute`: which activations are recomputed in the backward pass.
+    `kept_tokens`. `recent_tokens` of a quantized cache stay in the format of activations, and older
+    ones are quantized a group at a time; None quantizes every token by itself. `recompute`: which
+    activations are recomputed in the backward pass.
     `optimizer_bytes_per_param` counts states and the master copy. `merge` is the method by which
     the weights were, or are to be, made of `data.checkpoints` instead of trained.
     """
@@ -255,6 +257,7 @@ class Runtime:
     has_prefix_caching: bool = False
     prefill_chunk: int | None = None
     kept_tokens: int | None = None
+    recent_tokens: int | None = None
     speculation: Speculation | None = None
     recompute: Literal["none", "selective", "full"] = "none"
     optimizer: str = "adamw"

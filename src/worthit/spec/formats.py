@@ -88,6 +88,16 @@ def format_of(name: str) -> Format:
         raise unknown_name("number format", name, FORMATS) from None
 
 
+def group_of(name: str) -> int:
+    """Elements that share a scale, where the format's name says so; else 1.
+
+    >>> group_of("int4-g64"), group_of("int8")
+    (64, 1)
+    """
+    _, _, group = name.rpartition("-g")
+    return int(group) if group.isdigit() else 1
+
+
 @cache
 def arithmetic(storage: str, activations: str) -> str:
     """What a product of stored weights and activations computes in: the wider of the two."""

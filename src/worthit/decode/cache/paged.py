@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worthit.decode.cache.quantized import CacheFormat, decoded, encoded
 from worthit.decode.cache.table import BlockTable
 from worthit.nn.ragged import Ragged
 from worthit.nn.tokens import Tokens
@@ -30,7 +31,7 @@ class PagedPair:
     """Two tensors with a row a token, `(..., n_slots, width)` each: keys and values, or latents."""
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
-        self.first, self.second = first, second
+        self.parts = [first, second]
 
     @classmethod
     def like(cls, first: Tensor, second: Tensor, n_slots: int) -> PagedPair:
@@ -40,19 +41,71 @@ class PagedPair:
 
     def write(self, slots: Tensor, first: Tensor, second: Tensor) -> None:
         """Put tokens `(1, ..., n, width)` where `slots` `(n,)` say."""
-        self.first.index_copy_(-2, slots, first[0])
-        self.second.index_copy_(-2, slots, second[0])
+        self.parts[0].index_copy_(-2, slots, first[0])
+        self.parts[1].index_copy_(-2, slots, second[0])
+
+    def run(self, start: int, n: int) -> tuple[Tensor, Tensor]:
+        """The tokens of `n` slots from `start` on, `(..., n, width)`."""
+        return self.parts[0].narrow(-2, start, n), self.parts[1].narrow(-2, start, n)
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of any slots, `(..., n, width)`."""
+        return self.parts[0].index_select(-2, slots), self.parts[1].index_select(-2, slots)
+
+    # Whether what is read is what was written.
+    is_exact = True
 
     def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
         """Copy slots to slots: those of a block that its new owner is about to change."""
-        for t in (self.first, self.second):
+        for t in self.parts:
             t.index_copy_(-2, targets, t.index_select(-2, sources))
 
     @property
     def bytes_per_slot(self) -> int:
         """Bytes of one token."""
-        n_slots = self.first.shape[-2]
-        return int(self.first.nbytes + self.second.nbytes) // int(n_slots)
+        return sum(int(t.nbytes) // int(t.shape[-2]) for t in self.parts)
+
+
+class PagedCodes(PagedPair):
+    """Keys and values in few bits, each token with scales of its own."""
+
+    is_exact = False
+
+    def __init__(self, form: CacheFormat, dtype: torch.dtype, parts: list[Tensor]) -> None:
+        self.form, self.dtype, self.parts = form, dtype, parts
+
+    @classmethod
+    def in_format(
+        cls, form: CacheFormat, first: Tensor, second: Tensor, n_slots: int
+    ) -> PagedCodes:
+        """Room for `n_slots` tokens of keys and values such as these, in `form`."""
+        parts = []
+        for t in (first, second):
+            one = t.new_zeros((*t.shape[1:-2], 1, t.shape[-1]))
+            for x in encoded(one, form, by_channel=False):
+                parts.append(x.new_empty((*x.shape[:-2], n_slots, x.shape[-1])))
+        return cls(form, first.dtype, parts)
+
+    def write(self, slots: Tensor, first: Tensor, second: Tensor) -> None:
+        """Quantize tokens and put them where `slots` say."""
+        new = [x for t in (first, second) for x in encoded(t[0], self.form, by_channel=False)]
+        for store, x in zip(self.parts, new, strict=True):
+            store.index_copy_(-2, slots, x)
+
+    def run(self, start: int, n: int) -> tuple[Tensor, Tensor]:
+        """The tokens of `n` slots from `start` on, as they are remembered."""
+        return self._decoded([t.narrow(-2, start, n) for t in self.parts])
+
+    def gather(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of any slots, as they are remembered."""
+        return self._decoded([t.index_select(-2, slots) for t in self.parts])
+
+    def _decoded(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        keys, values = (
+            decoded(codes, scales, self.form, self.dtype, by_channel=False)
+            for codes, scales in (parts[:2], parts[2:])
+        )
+        return keys, values
 
 
 class Places:
@@ -62,8 +115,9 @@ class Places:
 
     Attributes:
         slots: `(n,)`, where the tokens of the pass are written.
-        seen: for each sequence None where it sees this pass alone, `(first slot, n)` where what it
-            sees stands in one run, else its slots.
+        seen: for each sequence `(first slot, n)` where what it sees stands in one run, else its
+            slots.
+        is_fresh: for each, whether it sees nothing but this pass.
         n_rows: sequences at the beginning of the pass that bring one token each.
     """
 
@@ -81,9 +135,8 @@ class Places:
             for table, part in zip(tables, tokens.parts, strict=True)
         ]
         self.slots = torch.from_numpy(np.concatenate(written)).to(self.device)
-        self.seen = [
-            None if part.past == 0 else self._seen(i) for i, part in enumerate(tokens.parts)
-        ]
+        self.is_fresh = [part.past == 0 for part in tokens.parts]
+        self.seen = [self._seen(i) for i in range(len(tokens.parts))]
         self._together: tuple[Tensor, Tensor | None] | None = None
 
     def _seen(self, i: int) -> Tensor | tuple[int, int]:
@@ -123,30 +176,32 @@ class Places:
 class _Stored:
     """A sequence's cache in a pass that was stored as a whole: nothing is left to append."""
 
-    def __init__(self, pair: PagedPair, seen: Tensor | tuple[int, int] | None) -> None:
-        self.pair, self.seen = pair, seen
+    is_observing = False
+
+    def __init__(self, pair: PagedPair, seen: Tensor | tuple[int, int], *, is_fresh: bool) -> None:
+        self.pair, self.seen, self.is_fresh = pair, seen, is_fresh
 
     def append(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """All that the sequence sees, its new tokens last."""
-        if self.seen is None:
+        if self.is_fresh and self.pair.is_exact:
             return first, second
         if isinstance(self.seen, tuple):
-            start, n = self.seen
-            return (
-                self.pair.first.narrow(-2, start, n)[None],
-                self.pair.second.narrow(-2, start, n)[None],
-            )
-        return (
-            self.pair.first.index_select(-2, self.seen)[None],
-            self.pair.second.index_select(-2, self.seen)[None],
-        )
+            first, second = self.pair.run(*self.seen)
+        else:
+            first, second = self.pair.gather(self.seen)
+        return first[None], second[None]
 
 
 class PagedRagged(Ragged):
     """One slot's store, as the sequences of a pass see it."""
 
     def __init__(self, pair: PagedPair, places: Places) -> None:
-        super().__init__([_Stored(pair, seen) for seen in places.seen])
+        super().__init__(
+            [
+                _Stored(pair, seen, is_fresh=is_fresh)
+                for seen, is_fresh in zip(places.seen, places.is_fresh, strict=True)
+            ]
+        )
         self.pair, self.places = pair, places
 
     def offer(self, first: Tensor, second: Tensor, tokens: Tokens) -> Sequence[_Stored]:
@@ -156,17 +211,16 @@ class PagedRagged(Ragged):
 
     def attend_rows(self, q: Tensor, n: int, scale: float) -> Tensor | None:
         """One call for all while that reads little: gathering costs as much again as reading."""
-        places, pair = self.places, self.pair
+        places = self.places
         if places.n_padded > GATHERED_TOKENS:
             return None
         slots, mask = places.together()
         keys, values = (
-            t.index_select(1, slots.view(-1)).unflatten(1, slots.shape).transpose(0, 1)
-            for t in (pair.first, pair.second)
+            t.unflatten(1, slots.shape).transpose(0, 1) for t in self.pair.gather(slots.view(-1))
         )  # (n, n_kv_heads, longest, head_dim)
         # Heads of a group are queries of one head: (n, n_kv_heads, group, head_dim).
-        rows = q[0].unflatten(0, (keys.shape[1], -1)).permute(2, 0, 1, 3)
+        folded = q[0].unflatten(0, (keys.shape[1], -1)).permute(2, 0, 1, 3)
         out = functional.scaled_dot_product_attention(
-            rows, keys, values, attn_mask=mask, scale=scale
+            folded, keys, values, attn_mask=mask, scale=scale
         )
         return out.permute(1, 2, 0, 3).flatten(0, 1)[None]

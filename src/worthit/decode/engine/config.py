@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from worthit.decode.cache.make import CacheConfig
 from worthit.errors import InputError
 
 
@@ -20,6 +21,10 @@ class EngineConfig:
         cache_bytes: memory for blocks; None is room for four whole contexts, or what
             `max_sequences` can use where that is less.
         n_blocks: blocks, in place of `cache_bytes`.
+        cache: how keys and values of whole sequences are stored and which are kept. Formats with
+            scales of each token's own are in blocks like plain ones; groups of tokens that share
+            scales, and policies that drop tokens, are with each sequence, counted in blocks, and
+            have no prefixes to share.
         has_prefix_caching: prompts that begin alike share the blocks of their beginning.
         snapshot_bytes: memory for recurrent states at the ends of prefixes.
         patience_s: a request of priority p is treated as if it had come p times this earlier. Later
@@ -34,6 +39,7 @@ class EngineConfig:
     block_tokens: int = 16
     cache_bytes: int | None = None
     n_blocks: int | None = None
+    cache: CacheConfig = field(default_factory=CacheConfig)
     has_prefix_caching: bool = True
     snapshot_bytes: int = 64 * 2**20
     patience_s: float = 10.0

@@ -302,7 +302,8 @@ class Engine:
             # What is not computed yet has no successor to guess, and a prompt may have followers.
             is_ready = sequence.n_said and sequence.n_computed + 1 == len(sequence.ids)
             if is_ready and sequence.n_left > 1:
-                sequence.draft = list(proposer.propose(sequence))[: sequence.n_left - 1]
+                most = min(sequence.n_left, self.memory.n_alike(sequence)) - 1
+                sequence.draft = list(proposer.propose(sequence))[:most] if most else []
 
     def _advance(self, parts: Ids[Part], logits: Tensor) -> None:
         """Move everybody on by what was computed; choose where all of it was."""

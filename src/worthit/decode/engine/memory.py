@@ -24,10 +24,14 @@ from worthit.nn.cache import Cache
 
 @dataclass(frozen=True)
 class Group:
-    """Layers with one block table: those that see all tokens, or the last `window`."""
+    """Layers with one block table: those that see all tokens, or the last `window`.
+
+    Layers that keep at most `kept` tokens, whichever, hold as many blocks as these take.
+    """
 
     window: int | None
     n_blocks: int
+    kept: int | None = None
 
 
 @dataclass
@@ -66,9 +70,11 @@ class Memory:
 
     Attributes:
         make_own: new caches of everything that is not in blocks.
-        has_states: whether a sequence cannot begin at a prefix without a snapshot.
+        has_states: whether there are states, which cannot lose a token: a sequence begins at a
+            prefix with a snapshot, and goes back to one.
         can_share: whether prefixes are looked for at all.
         root: the name of an empty prefix, by the salt of a request.
+        flushes: `(recent, group)` where behind `recent` tokens whole groups change their format.
     """
 
     groups: list[Group]
@@ -79,6 +85,7 @@ class Memory:
     can_share: bool = True
     snapshot_bytes: int = 0
     step_tokens: int = 256
+    flushes: tuple[int, int] | None = None
     hits: Hits = field(default_factory=Hits)
 
     def __post_init__(self) -> None:
@@ -98,7 +105,11 @@ class Memory:
 
     def n_tokens(self) -> int | None:
         """The longest sequence that fits if it is alone; None for any."""
-        n_tokens = [g.n_blocks * self.block_tokens for g in self.groups if g.window is None]
+        n_tokens = [
+            g.n_blocks * self.block_tokens
+            for g in self.groups
+            if g.window is None and g.kept is None
+        ]
         return min(n_tokens, default=None)
 
     # Room for the scheduler.
@@ -136,11 +147,15 @@ class Memory:
         """Have blocks for `n` more tokens in every group, or take none."""
         holding = _holding(sequence)
         done, end = sequence.n_computed, sequence.n_computed + n
-        for table in holding.tables:
-            if table.n_missing(end, write_from=done) > table.pool.n_free:
+        limits = [
+            (end, done) if g.kept is None else (min(done, g.kept) + n, min(done, g.kept))
+            for g in self.groups
+        ]
+        for table, (last, first) in zip(holding.tables, limits, strict=True):
+            if table.n_missing(last, write_from=first) > table.pool.n_free:
                 return False
-        for table in holding.tables:
-            table.reserve(end, write_from=done)
+        for table, (last, first) in zip(holding.tables, limits, strict=True):
+            table.reserve(last, write_from=first)
         return True
 
     def free(self, sequence: Sequence) -> None:
@@ -166,10 +181,16 @@ class Memory:
         """Name the blocks that are full now, and give back what no window sees any more."""
         holding = _holding(sequence)
         done = sequence.n_computed
+        for cache in holding.own:
+            if cache.holds:
+                cache.holds = False
+                cache.settle()
         if self.can_share:
             self._name(sequence, holding, done)
         for table, group in zip(holding.tables, self.groups, strict=True):
             table.release_before(self._n_unseen(group, done) * self.block_tokens)
+            if group.kept is not None:
+                table.truncate(min(done, group.kept))
 
     def fork(self, sequence: Sequence, copy: Sequence) -> None:
         """Let `copy` hold what `sequence` holds; whoever writes first copies the last block."""
@@ -183,6 +204,19 @@ class Memory:
         copy.holding.chain.names = list(holding.chain.names)
         copy.n_computed = sequence.n_computed
 
+    def n_alike(self, sequence: Sequence) -> int:
+        """How many of the next tokens see the earlier ones as each would by itself.
+
+        The one that completes a group leaves it changed to those behind it: a draft ends there, or
+        its tokens would read what they do not read one by one.
+        """
+        if self.flushes is None:
+            return 2**62
+        recent, group = self.flushes
+        done = sequence.n_computed
+        n_groups = max(0, done - recent) // group
+        return (n_groups + 1) * group + recent - done
+
     def take_back(self, sequence: Sequence, n_tokens: int) -> None:
         """Forget what was computed behind the first `n_tokens`, and more where it takes more.
 
@@ -194,6 +228,8 @@ class Memory:
             assert holding.before_draft is not None
             holding.own, holding.before_draft = holding.before_draft, None
             n_tokens = holding.own.length
+        else:
+            holding.own.take_back(holding.own.length - n_tokens)
         for table in holding.tables:
             table.truncate(n_tokens)
         sequence.n_computed = n_tokens
@@ -256,7 +292,8 @@ class Memory:
 
     def _n_at_once(self, group: Group) -> int:
         """Tokens of a sequence that one step and the window behind it hold."""
-        return 2**62 if group.window is None else group.window + self.step_tokens
+        behind = group.kept if group.window is None else group.window
+        return 2**62 if behind is None else behind + self.step_tokens
 
     def _snapshot(self, name: bytes) -> Snapshot:
         self._snapshots.move_to_end(name)

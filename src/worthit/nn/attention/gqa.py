@@ -130,7 +130,7 @@ class GroupedQueryAttention(Mixer):
             k, v = cache.append(k, v)
         mask = causal_mask(tokens, k.shape[2], q.device, window=a.window, chunk=a.chunk)
         is_local = a.window is not None and a.window < tokens.n
-        return attend(
+        out = attend(
             q,
             k,
             v,
@@ -144,6 +144,9 @@ class GroupedQueryAttention(Mixer):
             softcap=a.logit_softcap,
             sinks=self.sinks,
         )
+        if cache is not None and cache.is_observing:
+            cache.observe(q, self.scale, tokens)
+        return out
 
     def recall_each(
         self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, caches: Ragged

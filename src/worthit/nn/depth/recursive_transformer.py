@@ -31,6 +31,8 @@ from worthit.spec.model import Attention, LatentAttention, Layer, ModelSpec
 class FirstSeen:
     """A cache for several applications: the first one's keys and values are everybody's."""
 
+    is_observing = False
+
     def __init__(self, cache: KVCache | LatentCache) -> None:
         self.cache = cache
         self._seen: tuple[Tensor, Tensor] | None = None

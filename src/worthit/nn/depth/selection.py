@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from worthit.errors import InputError
 from worthit.nn.cache import MixerCache
 from worthit.nn.tokens import Tokens
 
@@ -23,6 +24,8 @@ class RowCaches:
     `positions` holds, for each row, where the tokens it has let through stand.
     """
 
+    holds = False
+
     def __init__(self, make: Callable[[], list[object]]) -> None:
         self.make = make
         self.rows: list[list[object]] = []
@@ -33,6 +36,16 @@ class RowCaches:
         while len(self.rows) < positions.shape[0]:
             self.rows.append(self.make())
             self.positions.append(positions[:1, :0])
+
+    def settle(self) -> None:
+        """Nothing of what is here will be taken back."""
+
+    def take_back(self, n: int) -> None:
+        """Refused: how many of the last `n` tokens came through is not remembered."""
+        raise InputError(
+            f"a layer that lets some tokens through cannot take back the last {n}; fork the cache "
+            "before them"
+        )
 
     def fork(self) -> RowCaches:
         """A copy that goes on by itself."""

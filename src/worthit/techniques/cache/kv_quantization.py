@@ -18,6 +18,7 @@ from worthit.techniques._change import (
     require_serving,
     wide_format,
     with_precision,
+    with_runtime,
 )
 from worthit.techniques._record import Evidence, Source, Technique
 
@@ -34,6 +35,10 @@ HOOPER_2024 = Source(
     where="section 3",
 )
 
+# KIVI's layout at 4 bits, and the tokens at the end that it leaves whole.
+KIVI = "int4-g64"
+RECENT_TOKENS = 64
+
 
 def apply(case: Case, *, format: str | None = None) -> Case:
     """Return `case` with the cache in `format`.
@@ -47,7 +52,9 @@ def apply(case: Case, *, format: str | None = None) -> Case:
         has_fp8 = bool(case.hardware.device.flops_per_s.get("fp8"))
         format = "fp8" if has_fp8 else "int8"
     require_narrower("kv-quantization", "cache", case.model.precision.cache, format)
-    return with_precision(case, cache=format)
+    # Groups of tokens that share a scale are quantized when they are whole and no longer recent.
+    recent = RECENT_TOKENS if format == KIVI else None
+    return with_runtime(with_precision(case, cache=format), recent_tokens=recent)
 
 
 def is_present(case: Case) -> bool:
@@ -57,7 +64,7 @@ def is_present(case: Case) -> bool:
 
 def remove(case: Case) -> Case:
     """Return `case` with the cache in the format of the activations."""
-    return with_precision(case, cache=wide_format(case))
+    return with_runtime(with_precision(case, cache=wide_format(case)), recent_tokens=None)
 
 
 TECHNIQUE = Technique(
