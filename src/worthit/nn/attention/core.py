@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from worthit.nn.tokens import Tokens
 
+# Beyond this many tokens the scores of a pass take more memory than they save time.
+LONGEST_WRITTEN = 512
+
 
 def causal_mask(
     tokens: Tokens,
@@ -69,7 +72,7 @@ def attend(
     `is_causal` says that `mask` is the plain causal one over equal lengths, which the fused call
     knows by itself.
     """
-    if softcap is not None or sinks is not None:
+    if softcap is not None or sinks is not None or _is_slow_fused(q):
         return attend_plainly(
             q, k, v, scale=scale, mask=mask, bias=bias, softcap=softcap, sinks=sinks
         )
@@ -88,6 +91,15 @@ def attend(
         if mask is not None:
             added = added.masked_fill(~mask, torch.finfo(q.dtype).min)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+
+
+def _is_slow_fused(q: Tensor) -> bool:
+    """Whether the fused call's way back costs more than writing the scores down.
+
+    On a CPU its gradient in bf16 does: up to six times for short sequences, see docs/training.md.
+    """
+    is_low = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    return is_low and q.requires_grad and 1 < q.shape[2] <= LONGEST_WRITTEN
 
 
 def attend_plainly(
