@@ -178,3 +178,28 @@ def test_one_open_query_needs_no_mask_and_passes_share_theirs() -> None:
 def test_heads_repeat_in_a_row_and_not_in_turn() -> None:
     x = torch.arange(3.0)[None, :, None, None]
     assert repeat_heads(x, 2).flatten().tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("n", "past"), [(20, 0), (7, 13)])
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("bias", [None, "by head"])
+def test_training_in_bf16_is_the_reference_in_fp32(
+    kv_heads: int, n: int, past: int, padding: int, bias: str | None
+) -> None:
+    """It takes its own way on a CPU, forward and back."""
+    mask = causal_mask(passes(n, past, padding), n + past, torch.device("cpu"))
+    assert mask is not None
+    added = None if bias is None else torch.randn(1, 4, n, n + past)
+    # What a padded query answers is nobody's, and nobody's gradient.
+    sees_any = mask.any(dim=-1, keepdim=True)
+    outputs, gradients = [], []
+    for form, dtype in ((attend, torch.bfloat16), (attend_plainly, torch.float32)):
+        heads = [t.detach().to(dtype).requires_grad_() for t in heads_of(n, n + past, kv_heads)]
+        y = form(*heads, scale=SCALE, mask=mask, bias=added) * sees_any
+        y.float().square().sum().backward()
+        outputs.append(y.float())
+        gradients.append([t.grad.float() for t in heads])
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=2e-2, atol=2e-2)
+    for ours, exact in zip(*gradients, strict=True):
+        assert float((ours - exact).norm() / exact.norm()) < 2e-2

@@ -14,7 +14,7 @@ from torch.nn import functional
 from worthit.nn.tokens import Tokens
 
 # Beyond this many tokens the scores of a pass take more memory than they save time.
-LONGEST_WRITTEN = 512
+LONGEST_WRITTEN = 1024
 
 
 def causal_mask(
@@ -72,7 +72,7 @@ def attend(
     `is_causal` says that `mask` is the plain causal one over equal lengths, which the fused call
     knows by itself.
     """
-    if softcap is not None or sinks is not None or _is_slow_fused(q):
+    if softcap is not None or sinks is not None:
         return attend_plainly(
             q, k, v, scale=scale, mask=mask, bias=bias, softcap=softcap, sinks=sinks
         )
@@ -83,23 +83,45 @@ def attend(
         out = functional.scaled_dot_product_attention(folded, k, v, scale=scale)
         return out.reshape(q.shape[0], q.shape[1], 1, v.shape[3])
     k, v = repeat_heads(k, groups), repeat_heads(v, groups)
+    if _is_slow_fused(q):
+        return _attend_in_products(q, k, v, scale=scale, mask=mask, bias=bias)
     if is_causal and bias is None:
         return functional.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=True)
     added: Tensor | None = mask
     if bias is not None:
-        added = bias.to(q.dtype)
-        if mask is not None:
-            added = added.masked_fill(~mask, torch.finfo(q.dtype).min)
+        added = _added(bias, mask, q.dtype)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+
+
+def _added(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What the scores get: `bias`, and as good as minus infinity outside of `mask`."""
+    bias = bias.to(dtype)
+    return bias if mask is None else bias.masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _is_slow_fused(q: Tensor) -> bool:
     """Whether the fused call's way back costs more than writing the scores down.
 
-    On a CPU its gradient in bf16 does: up to six times for short sequences, see docs/training.md.
+    On a CPU its gradient in bf16 does: up to six times, see docs/training.md.
     """
     is_low = q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    return is_low and q.requires_grad and 1 < q.shape[2] <= LONGEST_WRITTEN
+    return bool(is_low and q.requires_grad and 1 < q.shape[2] <= LONGEST_WRITTEN)
+
+
+def _attend_in_products(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Two batched products; scores and weights are rounded to the type of `q`, sums are not."""
+    shape, m = q.shape, k.shape[2]
+    bias = q.new_zeros(1, 1, shape[2], m) if bias is None else bias
+    added = _added(bias, mask, q.dtype)
+    if added.shape[:2] == (1, 1):
+        added = added[0, 0]
+    else:
+        added = added.expand(*shape[:2], shape[2], m).flatten(0, 1)
+    q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    weights = torch.baddbmm(added, q, k.mT, alpha=scale).softmax(dim=-1)
+    return torch.bmm(weights, v).view(*shape[:3], v.shape[-1])
 
 
 def attend_plainly(

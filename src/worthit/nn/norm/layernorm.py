@@ -24,6 +24,12 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` `(..., width)` normalised, times the weight, plus the bias."""
+        if x.dtype == torch.float32 and (self.weight is None or self.weight.dtype == x.dtype):
+            # The same in one pass over memory.
+            y: Tensor = nn.functional.layer_norm(
+                x, (self.width,), self.weight, self.bias, eps=self.eps
+            )
+            return y
         y = nn.functional.layer_norm(x.float(), (self.width,), eps=self.eps)
         if self.weight is not None:
             y = y * self.weight.float()
