@@ -50,7 +50,8 @@ def fold(models: Sequence[nn.Module]) -> Decoder:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if not own:
             continue
-        made = _STACKED.get(type(module))
+        # A module of another package brings its own.
+        made = _STACKED.get(type(module)) or getattr(module, "stacked", None)
         if made is None:
             raise CannotStack(f"{type(module).__name__} has parameters of its own")
         parent, _, leaf = name.rpartition(".")

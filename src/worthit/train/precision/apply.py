@@ -135,7 +135,7 @@ def _mx(
         up: mx.Rule = "up" if is_stochastic else rule
         return mx.quantize(x, second, axis=axis, rule=up, is_stochastic=is_stochastic)
 
-    narrow = Narrow(name, rounded, rounded, gradients)
+    narrow = Narrow(name, rounded, rounded, gradients, is_stochastic=is_stochastic)
     return lambda parts: narrow
 
 
@@ -146,7 +146,7 @@ def _nvfp4(*, is_stochastic: bool = True) -> Made:
     def gradients(x: Tensor, axis: int) -> Tensor:
         return nvfp4.quantize(x, axis=axis, is_stochastic=is_stochastic)
 
-    narrow = Narrow("nvfp4", rounded, rounded, gradients)
+    narrow = Narrow("nvfp4", rounded, rounded, gradients, is_stochastic=is_stochastic)
     return lambda parts: narrow
 
 

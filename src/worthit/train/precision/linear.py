@@ -16,15 +16,17 @@ fast hardware that has it would be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from worthit.nn.ffn import activate
 from worthit.nn.moe.experts import Experts
+from worthit.train.fold import CannotStack, StackedLinear, by_model
 from worthit.train.precision.bitnet import sub_norm
 
 # `(x, axis)`: what a format makes of an operand whose product sums over `axis`.
@@ -43,6 +45,7 @@ class Narrow:
     Attributes:
         name: of the format, as `apply_precision` knows it.
         has_sub_norm: bring each token to unit power first (BitNet's SubLN).
+        is_stochastic: whether rounding draws random numbers.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Narrow:
     weights: Quantizer
     gradients: Quantizer = exactly
     has_sub_norm: bool = False
+    is_stochastic: bool = False
 
 
 def narrow_linear(x: Tensor, weight: Tensor, bias: Tensor | None, narrow: Narrow) -> Tensor:
@@ -104,8 +108,34 @@ class NarrowLinear(nn.Linear):
         """`(..., in_features)` to `(..., out_features)`."""
         return narrow_linear(x, self.weight, self.bias, self.narrow)
 
+    @staticmethod
+    def stacked(parts: Sequence[NarrowLinear]) -> StackedNarrowLinear:
+        """Several models' maps as one; see `worthit.train.fold`."""
+        return StackedNarrowLinear(parts)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.narrow.name}, simulated"
+
+
+class StackedNarrowLinear(StackedLinear):
+    """`weight` `(models, out, in)`, `bias` `(models, out)`, every model rounded for itself.
+
+    Raises:
+        CannotStack: rounding by chance, whose draws belong to one model's run.
+    """
+
+    def __init__(self, parts: Sequence[NarrowLinear]) -> None:
+        super().__init__(parts)
+        self.narrow = parts[0].narrow
+        if self.narrow.is_stochastic:
+            raise CannotStack(f"{self.narrow.name} rounds by chance, for one model at a time")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(models * rows, ..., in)` to `(models * rows, ..., out)`."""
+        own = None if self.bias is None else 0
+        each = vmap(narrow_linear, in_dims=(0, 0, own, None))
+        y: Tensor = each(by_model(x, len(self.weight)), self.weight, self.bias, self.narrow)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class NarrowExperts(Experts):
