@@ -74,6 +74,48 @@ def each(x: Tensor, tokens: Tokens, dim: int = 1) -> list[Tensor]:
     return list(x.split([part.n for part in tokens.parts], dim=dim))
 
 
+class _Given:
+    """A cache that has what it is asked for."""
+
+    is_observing = False
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = first, second
+
+    def append(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first, self.second
+
+
+def token_by_token(
+    recall: Callable[..., Tensor],
+    queries: Sequence[Tensor],
+    stored: tuple[Tensor, Tensor],
+    part: Tokens,
+    cache: Any,
+    *,
+    window: int | None = None,
+) -> Tensor:
+    """`recall` of a sequence's new tokens, one call each: the call that it would be alone.
+
+    A fused attention adds up in an order that depends on how many queries it is given.
+
+    Args:
+        queries: each `(1, n_heads, n, width)`.
+        stored: keys and values, or latents and rotary keys, `(1, ..., n, width)`.
+    """
+    first, second = cache.append(*stored)
+    read = []
+    for i in range(part.n):
+        end = first.shape[-2] - part.n + i + 1
+        start = 0 if window is None else max(0, end - window)
+        one = Tokens(n=1, past=part.past + i, positions=part.positions[:, i : i + 1])
+        one.relative_bias = part.relative_bias
+        seen = _Given(first[..., start:end, :], second[..., start:end, :])
+        own = [q[:, :, i : i + 1] for q in queries]
+        read.append(recall(*own, *(t[..., i : i + 1, :] for t in stored), one, seen))
+    return torch.cat(read, dim=2)
+
+
 def one_by_one(run: Run, x: Tensor, tokens: Tokens, slots: Sequence[Ragged] | None) -> Tensor:
     """`run(x, tokens, caches)` for each sequence: for layers that know nothing of such passes."""
     assert tokens.parts is not None

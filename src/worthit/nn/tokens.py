@@ -36,6 +36,8 @@ class Tokens:
         parts: the sequences whose tokens stand side by side in the one row of a ragged pass, each
             described by itself; None in a batch of rows (see `worthit.nn.ragged`).
         start: where a part begins in its pass.
+        is_exact: whether every token of a ragged pass is to be attended by itself, so that its
+            numbers are those that it has in any other pass.
     """
 
     n: int
@@ -47,6 +49,7 @@ class Tokens:
     slot_positions: Tensor | None = None
     parts: list[Tokens] | None = None
     start: int = 0
+    is_exact: bool = False
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -129,7 +129,7 @@ class Places:
             (0 if window is None else max(0, part.past - window + 1), part.past + part.n)
             for part in tokens.parts
         ]
-        self.n_rows = tokens.n_single
+        self.n_rows, self.is_exact = tokens.n_single, tokens.is_exact
         written = [
             table.slots(part.past, part.past + part.n)
             for table, part in zip(tables, tokens.parts, strict=True)
@@ -198,7 +198,8 @@ class PagedRagged(Ragged):
     def __init__(self, pair: PagedPair, places: Places) -> None:
         super().__init__(
             [
-                _Stored(pair, seen, is_fresh=is_fresh)
+                # Keys stand otherwise in a pass than in blocks, and may be added up otherwise.
+                _Stored(pair, seen, is_fresh=is_fresh and not places.is_exact)
                 for seen, is_fresh in zip(places.seen, places.is_fresh, strict=True)
             ]
         )

@@ -12,6 +12,7 @@ from worthit.decode.cache.paged import PagedRagged, Places
 from worthit.decode.cache.prefix import namespace
 from worthit.decode.cache.table import BlockTable
 from worthit.decode.engine.config import EngineConfig
+from worthit.decode.engine.exact import LEAST_ROWS, make_exact
 from worthit.decode.engine.layout import Layout
 from worthit.decode.engine.memory import Holding, Memory
 from worthit.decode.engine.scheduler import Part
@@ -59,6 +60,8 @@ class ModelRunner:
             step_tokens=config.max_batch_tokens,
             flushes=self.layout.flushes,
         )
+        if config.is_exact:
+            make_exact(model, config)
         self._pairs = self.layout.pairs(self.device)
         self._group_of = {slot: self.layout.group_of(slot) for slot in self._pairs}
 
@@ -69,6 +72,7 @@ class ModelRunner:
         holdings = [h for h in held if h is not None]
         assert len(holdings) == len(held)
         tokens = ragged_tokens([(p.n, p.sequence.n_computed) for p in parts], self.device)
+        tokens.is_exact = self.config.is_exact
         ids = [t for p in parts for t in _new_ids(p)]
         for p, holding in zip(parts, holdings, strict=True):
             if p.sequence.draft:
@@ -95,6 +99,9 @@ class ModelRunner:
             for p, start in zip(parts, _starts(parts), strict=True)
             for row in range(start + p.n - p.n_rows, start + p.n)
         ]
+        n_rows = len(rows)
+        if tokens.is_exact and rows:
+            rows += rows[:1] * max(0, LEAST_ROWS - n_rows)
         logits = self.model.forward_ragged(
             torch.tensor([ids], device=self.device),
             tokens,
@@ -103,7 +110,7 @@ class ModelRunner:
         )
         for p, holding in zip(parts, holdings, strict=True):
             holding.own.length = p.sequence.n_computed + p.n
-        return logits[0]
+        return logits[0, :n_rows]
 
     def check(self, n_tokens: int) -> None:
         """Raise where rotations change on the way: cached keys would keep the old ones."""

@@ -33,7 +33,7 @@ from worthit.nn.position.rope import (
     rotation,
 )
 from worthit.nn.quant.linear import StoredLinear
-from worthit.nn.ragged import Ragged, each
+from worthit.nn.ragged import Ragged, each, token_by_token
 from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
 
@@ -154,6 +154,15 @@ class GroupedQueryAttention(Mixer):
         """`recall` of every sequence of a ragged pass, from its own cache."""
         assert tokens.parts is not None
         own = caches.offer(k, v, tokens)
+        if tokens.is_exact:
+            each_ = zip(
+                *(each(t, tokens, dim=2) for t in (q, k, v)), tokens.parts, own, strict=True
+            )
+            read = [
+                token_by_token(self.recall, [q_], (k_, v_), part, cache, window=self.spec.window)
+                for q_, k_, v_, part, cache in each_
+            ]
+            return torch.cat(read, dim=2)
         n, read = tokens.shared("n_single", lambda: tokens.n_single), []
         together = None
         if n > 1 and self.is_plain:

@@ -34,7 +34,7 @@ from worthit.nn.mixer import Mixer
 from worthit.nn.norm.rmsnorm import RMSNorm
 from worthit.nn.position import alibi
 from worthit.nn.position.rope import changes_with_length, rotate, rotation
-from worthit.nn.ragged import Ragged, each
+from worthit.nn.ragged import Ragged, each, token_by_token
 from worthit.nn.tokens import Tokens
 from worthit.spec import model as spec
 
@@ -134,10 +134,12 @@ class MultiHeadLatentAttention(Mixer):
             each(rotary_keys, tokens),
             strict=True,
         )
-        read = [
-            self.recall(*share, part, cache)
-            for share, part, cache in zip(shares, tokens.parts, own, strict=True)
-        ]
+        read = []
+        for (nope, rope, new, keys), part, cache in zip(shares, tokens.parts, own, strict=True):
+            if tokens.is_exact:
+                read.append(token_by_token(self.recall, [nope, rope], (new, keys), part, cache))
+            else:
+                read.append(self.recall(nope, rope, new, keys, part, cache))
         return cat(read, dim=2)
 
     def queries(self, x: Tensor) -> Tensor:
