@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from worthit.nn.attention.gqa import GroupedQueryAttention
 from worthit.nn.decoder import Decoder
-from worthit.nn.quant.kernels import Int4Linear, Int8Linear, fast, fast_stack, fast_table
+from worthit.nn.quant.kernels import Int4Linear, Int8Head, Int8Linear, fast, fast_stack, fast_table
 from worthit.nn.quant.linear import StoredEmbedding, StoredLinear, StoredStack, dense
 
 
@@ -51,7 +51,7 @@ def optimize(model: Decoder, *, has_wide_copies: bool = False) -> Decoder:
             # What is read as a matrix must stay one.
             is_read = name in getattr(parent, "weights_read", ())
             if isinstance(child, StoredLinear):
-                quick = None if is_read else fast(child)
+                quick = None if is_read else fast(child, is_head=child is model.head)
                 if quick is not None and has_wide_copies and child.inputs is None:
                     quick.wide_copy = dense(child)
                     _lay_out(quick, "wide_copy", quick.wide_copy, can_pack=can_pack)
@@ -113,6 +113,7 @@ def products(model: Decoder) -> dict[str, int]:
     kinds = {
         Int4Linear: "int4",
         Int8Linear: "int8",
+        Int8Head: "int8",
         StoredLinear: "stored",
         PackedLinear: "dense",
         nn.Linear: "dense",

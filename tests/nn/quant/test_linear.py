@@ -11,7 +11,7 @@ from torch.nn import functional
 from worthit.nn.moe.experts import Experts
 from worthit.nn.quant import kernels
 from worthit.nn.quant.grid import GRIDS, grid_of
-from worthit.nn.quant.kernels import Int4Linear, Int8Linear, fast, fast_stack, fast_table
+from worthit.nn.quant.kernels import Int4Linear, Int8Head, Int8Linear, fast, fast_stack, fast_table
 from worthit.nn.quant.linear import StoredEmbedding, StoredLinear, StoredStack, dense
 from worthit.spec.model import FeedForward
 
@@ -144,7 +144,7 @@ def test_a_table_is_read_by_rows_and_multiplied_as_a_matrix() -> None:
     quick = fast_table(table)
     assert quick is not None
     assert quick.codes.data_ptr() == table.codes.data_ptr()
-    assert_near(quick(x), table.as_head(x))
+    assert_near(quick(x).bfloat16(), table.as_head(x))
     assert fast_table(StoredEmbedding.of(embedding, grid_of("int4-g32"))) is None
 
 
@@ -175,3 +175,25 @@ def test_control_dense_is_the_same_numbers() -> None:
     wide = dense(stored)
     assert isinstance(wide, nn.Linear)
     assert torch.equal(wide.weight, stored.weight)
+
+
+def test_a_heads_greatest_logits_are_exact() -> None:
+    torch.manual_seed(0)
+    table = StoredEmbedding.of(nn.Embedding(500, 64).bfloat16(), grid_of("int8"))
+    head = fast_table(table)
+    assert isinstance(head, Int8Head)
+    x = 20 * torch.randn(2, 3, 64).bfloat16()
+    known = x.float() @ table.wide().T
+    found = head(x)
+    assert found.dtype == torch.float32
+    top = known.topk(32).indices
+    torch.testing.assert_close(found.gather(-1, top), known.gather(-1, top), rtol=1e-5, atol=1e-4)
+    assert torch.equal(found.argmax(-1), known.argmax(-1))
+    # Control: the others, and the product itself, are rounded.
+    assert (found - known).abs().max() > 0.05
+    many = head(x.repeat(20, 1, 1))
+    torch.testing.assert_close(many[:2], known, rtol=1e-2, atol=0.5)
+    linear = StoredLinear.of(nn.Linear(64, 48).bfloat16(), grid_of("int8"))
+    untied = fast(linear, is_head=True)
+    assert isinstance(untied, Int8Head)
+    torch.testing.assert_close(untied(x), linear.forward(x.float()), rtol=1e-5, atol=1e-4)

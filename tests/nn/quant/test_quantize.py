@@ -61,11 +61,11 @@ def test_laid_out_for_inference_it_says_the_same(kind: str, weights: str) -> Non
     with torch.inference_mode():
         known = model(ids)
         optimize(model)
-        assert_near(model(ids), known)
+        assert_near(model(ids).to(known.dtype), known)
         cache = model.new_cache()
         parts = [model(ids[:, :5], cache=cache)]
         parts += [model(ids[:, i : i + 1], cache=cache) for i in range(5, 8)]
-        assert_near(torch.cat(parts, dim=1), known)
+        assert_near(torch.cat(parts, dim=1).to(known.dtype), known)
 
 
 def test_wide_copies_are_for_many_rows() -> None:
@@ -80,7 +80,8 @@ def test_wide_copies_are_for_many_rows() -> None:
     assert products(both) == products(plain)
     with torch.inference_mode():
         assert torch.equal(both(ids[:, :9]), plain(ids[:, :9]))  # the packed product
-        assert_near(both(ids), plain(ids))
+        # Widened once in fp32 and rounded, or step by step in bf16; fewer than 96 rows are neither.
+        assert_near(both(ids).bfloat16(), plain(ids).bfloat16())
         assert not torch.equal(both(ids), plain(ids))  # the copies, rounded to bf16
 
 

@@ -39,6 +39,8 @@ from worthit.nn.quant.linear import (
 # Rows from which widening to bf16 and an ordinary product take less time than the packed product;
 # on one core of a Zen 5, a matrix of 1536 x 576: see docs/quantize.md.
 WIDEN_FROM = {4: 96, 8: 32}
+# Of a head's logits, the greatest, which are multiplied in fp32.
+N_EXACT = 64
 # And from here on where a wide copy of the matrix is kept: `optimize(model, has_wide_copies=True)`.
 COPY_FROM = 16
 # What the products ask for.
@@ -71,6 +73,29 @@ class Int8Linear(nn.Module):
             y = functional.linear(rows, self.codes.to(rows.dtype)) * self.scales
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class Int8Head(Int8Linear):
+    """An output head by int8 codes whose greatest logits are exact, and all of them in fp32.
+
+    The product rounds to bf16, which leaves steps of 1/8 between logits of 16 to 32: what is most
+    likely would be decided by it. So the few rows that can be chosen are multiplied once more.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, in fp32."""
+        y = super().forward(x).float()
+        rows = x.reshape(-1, x.shape[-1])
+        n = min(N_EXACT, y.shape[-1])
+        if rows.shape[0] >= WIDEN_FROM[8]:
+            return y  # a text's losses, not a choice
+        flat = y.view(-1, y.shape[-1])
+        top = flat.topk(n).indices
+        exact = (self.codes[top].float() @ rows.float()[:, :, None])[..., 0]
+        exact = exact * self.scales.float()[top]
+        if self.bias is not None:
+            exact = exact + self.bias.float()[top]
+        return flat.scatter(-1, top, exact).view_as(y)
 
 
 class Int4Linear(nn.Module):
@@ -156,14 +181,14 @@ def aligned(x: Tensor) -> Tensor:
 # --- which form a matrix can take ----------------------------------------------------------------
 
 
-def fast(linear: StoredLinear) -> nn.Module | None:
+def fast(linear: StoredLinear, *, is_head: bool = False) -> nn.Module | None:
     """The fast form of `linear`; None where no kernel here takes it."""
-    grid = linear.grid
+    grid, kind = linear.grid, Int8Head if is_head else Int8Linear
     if linear.scales.dtype != torch.bfloat16 or linear.codes.device.type != "cpu":
         return None
     if grid.kind == "int" and grid.bits == 8:
         codes, scales = by_rows(linear)
-        return Int8Linear(codes, scales, linear.bias) if _takes_int8(codes) else None
+        return kind(codes, scales, linear.bias) if _takes_int8(codes) else None
     if grid.kind == "float":
         return None
     group = grid.group or next((g for g in INT4_GROUPS if linear.in_features % g == 0), 0)
@@ -189,14 +214,14 @@ def fast_stack(stack: StoredStack) -> FastStack | None:
     return FastStack(parts)
 
 
-def fast_table(table: Stored) -> Int8Linear | None:
+def fast_table(table: Stored) -> Int8Head | None:
     """The product with an int8 table, whose codes it shares; None where there is no such kernel."""
     table.codes = aligned(table.codes)
     is_int8 = table.grid.kind == "int" and table.grid.bits == 8
     if not is_int8 or table.scales.dtype != torch.bfloat16 or table.codes.device.type != "cpu":
         return None
     codes, scales = by_rows(table)
-    return Int8Linear(codes, scales) if _takes_int8(codes) else None
+    return Int8Head(codes, scales) if _takes_int8(codes) else None
 
 
 def by_rows(stored: Stored) -> tuple[Tensor, Tensor]:
