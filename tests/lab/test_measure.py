@@ -10,8 +10,9 @@ import pytest
 from lab.fake import BUDGET, FAKE
 
 from worthit.errors import InputError, WorthitError
+from worthit.lab.claims import Metric, superior
 from worthit.lab.context import Context
-from worthit.lab.experiment import Arm, Custom, Experiment
+from worthit.lab.experiment import Arm, Custom, Experiment, Matched, Prediction
 from worthit.lab.measure import measure
 
 
@@ -135,3 +136,41 @@ def test_budgets_must_tune_all_arms_alike() -> None:
     assert BUDGET.n_seeds == 5
     with pytest.raises(InputError, match="arms: an experiment compares at least two"):
         replace(FAKE, arms=FAKE.arms[:1])
+
+
+def test_wall_time_is_matched_once_it_is_known(tmp_path: Path) -> None:
+    steps = Metric(id="step_s", name="step", margin=0.1, unit="s", scale="ratio")
+    seconds = {"plain": 1.0, "quick": 0.5}
+    experiment = replace(
+        FAKE,
+        how=Custom(run=lambda context, arm, seed: {"step_s": seconds[arm.id]}),
+        metrics=(steps,),
+        claims=(superior(steps, "quick"),),
+        predicted=None,
+        matched=Matched(what=("wall time",), within=0.1),
+        arms=tuple(
+            replace(arm, recipe={"n_steps": n})
+            for arm, n in zip(FAKE.arms, (100, 200), strict=True)
+        ),
+    )
+    outcome = measure(experiment, out=tmp_path, is_quiet=True)
+    assert outcome["matched"]["checks"][0]["values"] == {"plain": 100.0, "quick": 100.0}
+    assert outcome["notes"] == []
+    unequal = replace(experiment, arms=FAKE.arms)
+    unequal = replace(unequal, arms=tuple(replace(a, recipe={"n_steps": 9}) for a in FAKE.arms))
+    outcome = measure(unequal, out=tmp_path, is_quiet=True)
+    assert "wall time differs by 50 %" in outcome["notes"][0]
+    with pytest.raises(InputError, match="name STEP_SECONDS as a metric"):
+        replace(FAKE, matched=Matched(what=("wall time",)))
+
+
+def test_a_prediction_of_what_does_not_fit_is_no_number(tmp_path: Path) -> None:
+    experiment = replace(
+        FAKE,
+        predicted=lambda setting: [
+            Prediction(metric="seconds", arm="quick", value=float("inf"), basis="out of memory")
+        ],
+    )
+    found = measure(experiment, out=tmp_path, is_quiet=True)["predicted"][0]
+    assert found["value"] is None
+    assert found["agreement"] == "not predicted"

@@ -28,6 +28,7 @@ from worthit.lab.experiment import (
 )
 from worthit.lab.measure import measure
 from worthit.lab.metrics import CACHE_BYTES, LOSS, PARAMETERS, STEP_SECONDS, TOKEN_SECONDS
+from worthit.lab.runs import Run
 from worthit.lab.tasks import task
 from worthit.nn import build
 from worthit.train import Batch, Recipe, next_token_loss, seeded, train
@@ -194,3 +195,21 @@ def test_more_seeds_leave_the_first_alone(tmp_path: Path) -> None:
         assert after["0"] == before["0"]
         assert len(after) == 3
     assert more["claims"][0]["state"] in ("confirmed", "refuted", "inconclusive")
+
+
+@pytest.mark.slow
+def test_a_stop_between_training_and_its_cells_changes_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measure(experiment(), out=tmp_path / "a", is_quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_cell", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            measure(experiment(), out=tmp_path / "b", is_quiet=True)
+    continued = measure(experiment(), out=tmp_path / "b", is_quiet=True)
+    assert continued["effects"] == whole["effects"]
+    assert not list((tmp_path / "b").rglob("checkpoint*")), "what is done needs no checkpoint"
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

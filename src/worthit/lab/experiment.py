@@ -303,6 +303,8 @@ def _problems(e: Experiment) -> Iterable[str]:
     missing = [name for name in BUDGETS if name not in e.budgets]
     if missing:
         yield f"budgets: {', '.join(missing)} missing"
+    if "wall time" in e.matched.what and "step_s" not in metrics:
+        yield "matched: wall time is measured as step_s times steps; name STEP_SECONDS as a metric"
     for name, budget in e.budgets.items():
         yield from _budget_problems(e, name, budget)
 

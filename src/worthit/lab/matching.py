@@ -19,8 +19,8 @@ from worthit.spec.model import ModelSpec
 
 # Forward once, backward for inputs and for weights.
 PASSES_OF_TRAINING = 3
-# What is only known once the arms have run.
-MEASURED = ("wall time",)
+# What is only known once the arms have run: seconds of a step, times steps.
+WALL_TIME = "wall time"
 
 
 def counts(setting: Setting) -> dict[str, dict[str, float]]:
@@ -66,7 +66,7 @@ def matched(setting: Setting, counted: Mapping[str, Mapping[str, float]]) -> lis
     wanted = setting.experiment.matched
     rows = []
     for what in wanted.what:
-        if what == "nothing" or what in MEASURED or not counted:
+        if what in ("nothing", WALL_TIME) or not counted:
             continue
         values = {arm: c[what] for arm, c in counted.items()}
         rows.append(row := compare(what, values, wanted.within))
@@ -77,6 +77,23 @@ def matched(setting: Setting, counted: Mapping[str, Mapping[str, float]]) -> lis
                 f"{100 * wanted.within:g} %, got {shown}; change a width"
             )
     return rows
+
+
+def wall_time(setting: Setting, step_s: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The same check for seconds of training, where an experiment matches those.
+
+    `step_s` is the median second of a step of each arm. A mismatch is no error: a machine may be
+    busy. It stands in the record and is noted.
+    """
+    wanted = setting.experiment.matched
+    if WALL_TIME not in wanted.what:
+        return []
+    arms = setting.experiment.by_arm
+    values = {
+        arm: seconds * arms[arm].recipe.get("n_steps", setting.budget.n_steps)
+        for arm, seconds in step_s.items()
+    }
+    return [compare(WALL_TIME, values, wanted.within)]
 
 
 def compare(what: str, values: Mapping[str, float], within: float) -> dict[str, Any]:

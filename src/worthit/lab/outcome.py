@@ -7,12 +7,14 @@ the report draws and what the scorecard is made of. Nothing in it is recomputed 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worthit.lab.claims import amount
 from worthit.lab.context import Setting
 from worthit.lab.experiment import Prediction
+from worthit.lab.matching import wall_time
 from worthit.lab.reading import (
     Comparison,
     Effect,
@@ -57,6 +59,12 @@ def make_outcome(
         arm: {seed: cell["values"] for seed, cell in by_seed.items()}
         for arm, by_seed in cells.items()
     }
+    steps = {
+        arm: statistics.median(found["step_s"] for found in by_seed.values())
+        for arm, by_seed in values.items()
+        if all("step_s" in found for found in by_seed.values())
+    }
+    matched = [*matched, *wall_time(setting, steps)]
     readings = read_claims(e, values)
     effects = [
         effect(values, m, arm.id, e.baseline.id)
@@ -110,7 +118,7 @@ def make_outcome(
         "seeds": seeds,
         "tokens": setting.tokens,
         "seconds": sum(c.get("seconds", 0.0) for by in cells.values() for c in by.values()),
-        "notes": notes(setting, readings, tuning, cells),
+        "notes": notes(setting, readings, tuning, cells, matched),
         "environment": environment,
         "date": date,
         "command": command,
@@ -197,9 +205,15 @@ def notes(
     readings: Sequence[Reading],
     tuning: Mapping[str, Record],
     cells: Mapping[str, Mapping[int, Record]],
+    matched: Sequence[Record],
 ) -> list[str]:
     """What a careful reader has to know beside the numbers."""
-    found = []
+    found = [
+        f"{row['what']} differs by {100 * row['spread']:.2g} %, more than the "
+        f"{100 * row['within']:g} % that were meant: the arms had unequal means"
+        for row in matched
+        if not row["is_matched"]
+    ]
     for arm, record in tuning.items():
         if record["is_edge"]:
             found.append(
@@ -301,9 +315,9 @@ def _comparison(found: Comparison, gaps: Mapping[str, str]) -> Record:
         "metric": p.metric,
         "arm": p.arm,
         "is_value": p.is_value,
-        "value": p.value,
-        "low": p.low,
-        "high": p.high,
+        "value": _known(p.value),
+        "low": _known(p.low),
+        "high": _known(p.high),
         "basis": p.basis,
         "measured": None if found.measured is None else interval_json(found.measured),
         "agreement": found.agreement,
@@ -333,6 +347,11 @@ def _spreads(cells: Mapping[int, Record]) -> Record | None:
                 low, high = timed["spread"]
                 found.setdefault(name, {})[str(seed)] = {"p20": low, "p80": high, "n": timed["n"]}
     return found or None
+
+
+def _known(x: float | None) -> float | None:
+    """A prediction of what does not fit is infinite, and no number."""
+    return x if x is None or math.isfinite(x) else None
 
 
 def _round(x: float) -> float:

@@ -238,7 +238,7 @@ def compare(e: Experiment, predictions: Iterable[Prediction], values: Values) ->
 
 
 def _compared(p: Prediction, measured: Interval) -> Comparison:
-    if p.value is None:
+    if p.value is None or not math.isfinite(p.value):
         return Comparison(prediction=p, measured=measured, agreement="not predicted")
     low = p.value if p.low is None else p.low
     high = p.value if p.high is None else p.high
