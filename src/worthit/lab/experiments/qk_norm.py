@@ -64,7 +64,8 @@ def logits(trial: Trial) -> Measures:
 EXPERIMENT = Experiment(
     id="qk-norm",
     technique="qk-norm",
-    question="Does attention survive thirty times the usual learning rate with normalised queries and "
+    question="Does attention survive thirty times the usual learning rate with normalised "
+    "queries and"
     "keys?",
     expectation=Expectation(
         statement="Small models reproduce the growth of attention logits at high learning rates; "

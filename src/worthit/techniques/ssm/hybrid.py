@@ -124,6 +124,7 @@ TECHNIQUE = Technique(
         "transformers 5.23, whole models of hybrid families (Jamba, Bamba, Falcon-H1 and "
         "others): logits, gradients, greedy text (tests/nn/weights/test_ssm_families.py)",
     ),
+    experiment="worthit.lab.experiments.hybrid:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

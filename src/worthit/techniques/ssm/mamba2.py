@@ -77,6 +77,7 @@ TECHNIQUE = Technique(
         "(tests/nn/ssm/test_mamba2.py)",
         "the recurrence in order, for chunks and the attention form (tests/nn/ssm/test_mamba2.py)",
     ),
+    experiment="worthit.lab.experiments.mamba2:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

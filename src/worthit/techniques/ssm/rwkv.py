@@ -85,6 +85,7 @@ TECHNIQUE = Technique(
         "loops over tokens from the papers' equations (versions 5, 6 and 7): outputs and "
         "gradients (tests/nn/ssm/test_rwkv_later.py)",
     ),
+    experiment="worthit.lab.experiments.rwkv:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -82,6 +82,7 @@ TECHNIQUE = Technique(
         "the recurrence in order, for convolution and chunks: outputs and gradients "
         "(tests/nn/ssm/test_s4.py)",
     ),
+    experiment="worthit.lab.experiments.s4:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",
