@@ -132,7 +132,7 @@ def mamba_scan() -> Rivals:
 def mamba2_scan() -> Rivals:
     from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 
-    from worthit.nn.ssm.mamba2 import ssd
+    from worthit.nn.ssm.ssd import ssd
 
     heads, d_state = D_MODEL // 64, 128
     a = -torch.linspace(1.0, 16.0, heads)

@@ -28,7 +28,7 @@ from worthit.cost.ledger import Op, Pass
 from worthit.cost.ops import mixer_ops
 from worthit.nn.attention import delta_rule, gated_linear_attention, linear_attention, retnet
 from worthit.nn.attention import gated_delta_rule as gated_delta
-from worthit.nn.ssm import mamba, mamba2, rwkv, rwkv5, rwkv7, s4, s4d
+from worthit.nn.ssm import mamba, mamba2, rwkv, rwkv5, rwkv7, s4, s4d, ssd
 from worthit.spec.model import (
     S4,
     Attention,
@@ -172,7 +172,7 @@ def step_of(name: str, mixer: Mixer) -> tuple[Callable[[], object], int]:
         # Groups of one head each, so that B and C are not repeated.
         x, step = rand(1, heads, v), rand(1, heads)
         b, c, a = rand(1, heads, k), rand(1, heads, k), -torch.ones(heads)
-        return lambda: mamba2.ssd_in_order(x, step, a, b, c, state), heads * k * v
+        return lambda: ssd.ssd_in_order(x, step, a, b, c, state), heads * k * v
     return loops[name], heads * k * v
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,8 @@ from transformers import FalconH1Config, Mamba2Config
 from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer, compute_mup_vector
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
 
-from worthit.nn.ssm.mamba2 import ssd, ssd_as_attention, ssd_in_order
+from worthit.nn.ssm import ssd_tiles
+from worthit.nn.ssm.ssd import ssd, ssd_as_attention, ssd_in_chunks, ssd_in_order
 from worthit.spec.model import Mamba2
 
 PLAIN = Mamba2(n_heads=8, head_dim=8, d_state=8, n_groups=2, d_conv=4)
@@ -143,6 +145,44 @@ def test_chunks_are_the_recurrence(n: int, chunk: int) -> None:
         loss = (y * torch.arange(6.0)).sum() + state.square().sum()
         results.append([y, state, *torch.autograd.grad(loss, inputs)])
     assert_same_gradients(results[1], results[0])
+
+
+@pytest.mark.parametrize("elements", [1, 400, 2**20])
+@pytest.mark.parametrize("n", [5, 16, 100])
+def test_tiles_are_all_chunks_at_once(
+    n: int, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a tile holds: one row and chunk, some of each, everything; with a skip."""
+    monkeypatch.setattr(ssd_tiles, "TILE_ELEMENTS", elements)
+    inputs = inputs_of(n, torch.float64)
+    skip = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    y, last = ssd_in_chunks(*inputs, chunk=16)
+    forms = [(y + inputs[0] * skip[:, None], last), ssd(*inputs, skip=skip, chunk=16)]
+    results = []
+    for y, last in forms:
+        loss = (y * torch.arange(6.0)).sum() + last.square().sum()
+        results.append([y, last, *torch.autograd.grad(loss, [*inputs, skip])])
+    assert_same_gradients(results[1], results[0])
+
+
+def test_gradients_of_decays_cancel_nothing() -> None:
+    """In fp32 they are as near to the truth as those of the recurrence, where decays are strong."""
+    exact = inputs_of(63, torch.float64, decay=16.0)
+    weights = torch.randn(2, 63, 4, 6, dtype=torch.float64)
+
+    def of_a(form: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+        inputs = [t.detach().to(dtype).requires_grad_() for t in exact]
+        loss = (form(*inputs)[0] * weights.to(dtype)).sum()
+        return torch.autograd.grad(loss, inputs[2])[0].double()
+
+    truth = of_a(ssd_in_order, torch.float64)
+    errors = {
+        form: ((of_a(form, torch.float32) - truth).abs() / truth.abs()).max().item()
+        for form in (ssd, ssd_in_order, ssd_in_chunks)
+    }
+    assert errors[ssd] < 4 * errors[ssd_in_order]
+    # Control: running sums, whose differences those gradients are, lose digits.
+    assert errors[ssd_in_chunks] > 4 * errors[ssd]
 
 
 @pytest.mark.parametrize("n", [1, 63, 100])
