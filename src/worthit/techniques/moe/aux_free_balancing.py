@@ -74,6 +74,7 @@ TECHNIQUE = Technique(
         "transformers 5.23 `DeepseekV3MoE`: what a bias in the selection alone gives "
         "(tests/nn/moe/test_topk_moe.py)",
     ),
+    experiment="worthit.lab.experiments.aux_free_balancing:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="finetune",

@@ -102,6 +102,7 @@ TECHNIQUE = Technique(
         "a loop over experts that sorts the tokens of a row: outputs and gradients "
         "(tests/nn/moe/test_expert_choice.py)",
     ),
+    experiment="worthit.lab.experiments.expert_choice:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

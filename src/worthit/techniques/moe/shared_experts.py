@@ -89,6 +89,7 @@ TECHNIQUE = Technique(
         "transformers 5.23 blocks of Qwen2-MoE, DeepSeek-V3 and Llama 4: outputs and gradients "
         "(tests/nn/moe/test_topk_moe.py)",
     ),
+    experiment="worthit.lab.experiments.shared_experts:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -79,6 +79,7 @@ TECHNIQUE = Technique(
         "the sum over all experts, as the paper writes it: outputs and gradients "
         "(tests/nn/moe/test_soft_gating.py)",
     ),
+    experiment="worthit.lab.experiments.soft_gating:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

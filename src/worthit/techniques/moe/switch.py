@@ -76,6 +76,7 @@ TECHNIQUE = Technique(
         "transformers 5.23 `load_balancing_loss_func` and `router_z_loss_func` "
         "(tests/nn/moe/test_balance.py)",
     ),
+    experiment="worthit.lab.experiments.switch:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",
