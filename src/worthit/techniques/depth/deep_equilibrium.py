@@ -66,6 +66,7 @@ TECHNIQUE = Technique(
         "a long unroll: outputs and gradients (tests/nn/depth/test_deep_equilibrium.py)",
         "`torch.linalg.solve`, for Anderson's method (tests/nn/depth/test_deep_equilibrium.py)",
     ),
+    experiment="worthit.lab.experiments.deep_equilibrium:EXPERIMENT",
     is_present=is_present,
     adoption="retrain",
     cost_of_adoption=(

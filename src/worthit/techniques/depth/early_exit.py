@@ -77,6 +77,7 @@ TECHNIQUE = Technique(
         "a loop over layers and tokens, by each measure of confidence: logits and exits "
         "(tests/nn/depth/test_early_exit.py)",
     ),
+    experiment="worthit.lab.experiments.early_exit:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="finetune",

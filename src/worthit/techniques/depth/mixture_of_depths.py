@@ -76,6 +76,7 @@ TECHNIQUE = Technique(
         "a loop over rows, the chosen tokens alone, from equation 1: outputs and gradients "
         "(tests/nn/depth/test_mixture_of_depths.py)",
     ),
+    experiment="worthit.lab.experiments.mixture_of_depths:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -75,6 +75,7 @@ TECHNIQUE = Technique(
         "a loop over rows and steps, on the survivors alone: outputs and gradients "
         "(tests/nn/depth/test_mixture_of_recursions.py)",
     ),
+    experiment="worthit.lab.experiments.mixture_of_recursions:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

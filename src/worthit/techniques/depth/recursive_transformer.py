@@ -87,6 +87,7 @@ TECHNIQUE = Technique(
         "the plain model with a copy of the layer for each loop: outputs and gradients "
         "(tests/nn/depth/test_recursive_transformer.py)",
     ),
+    experiment="worthit.lab.experiments.recursive_transformer:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

@@ -63,6 +63,7 @@ TECHNIQUE = Technique(
         "stored after training: the logits that were trained, saved and loaded "
         "(tests/train/precision/test_store.py)",
     ),
+    experiment="worthit.lab.experiments.bitnet:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="retrain",

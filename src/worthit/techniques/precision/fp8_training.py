@@ -66,6 +66,7 @@ TECHNIQUE = Technique(
         "torchao 0.18 `convert_to_float8_training`, emulated, one scale a tensor and one a row: "
         "outputs and gradients (tests/train/precision/test_fp8.py)",
     ),
+    experiment="worthit.lab.experiments.fp8_training:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="calibrate",

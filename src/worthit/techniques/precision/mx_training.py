@@ -72,6 +72,7 @@ TECHNIQUE = Technique(
         "a loop over blocks, for each of the three products of a layer: outputs and gradients "
         "(tests/train/precision/test_apply.py)",
     ),
+    experiment="worthit.lab.experiments.mx_training:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="calibrate",
