@@ -63,7 +63,7 @@ def exits(trial: Trial) -> Measures:
 
         found = evaluate(run, trial.data.held_out("test")).overall
         model.threshold = 0.0
-        return sum(depths) / len(depths), found.accuracy
+        return sum(depths) / len(depths), found.token_accuracy
 
     depth, accuracy = measured(trial.arm.options["threshold"])
     curve = tuple(measured(threshold) for threshold in (0.0, *THRESHOLDS))
