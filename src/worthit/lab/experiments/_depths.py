@@ -18,7 +18,7 @@ __all__ = ["BUDGETS", "LOSS", "RECIPE", "stack", "text", "unseen"]
 
 BUDGETS = {
     **MIXTURES,
-    "quick": replace(MIXTURES["quick"], n_seeds=6, n_steps=250),
+    "quick": replace(MIXTURES["quick"], n_seeds=5),
 }
 DEPTH = Metric(id="depth", name="layers a token runs", margin=0.1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,9 @@ MATCHED = Matched(
     because="the same model and steps; products are rounded as the hardware would round them, "
     "simulated in fp32, so that time says nothing",
 )
-BUDGETS = budgets(QUICK)
+BUDGETS = budgets(
+    replace(QUICK, n_seeds=4, n_steps=150, n_tuning_steps=50, learning_rates=(1e-2, 3e-2, 1e-1))
+)
 
 
 def model(budget: Budget) -> ModelSpec:

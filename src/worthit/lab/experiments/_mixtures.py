@@ -32,10 +32,10 @@ ACTIVE = Metric(
 SIZES = {"seq_len": 48, "d_model": 32, "windows": 48}
 QUICK = Budget(
     n_seeds=4,
-    n_steps=200,
+    n_steps=150,
     batch_size=16,
     learning_rates=(3e-3, 1e-2, 3e-2),
-    n_tuning_steps=60,
+    n_tuning_steps=40,
     sizes=SIZES,
 )
 BUDGETS = {
