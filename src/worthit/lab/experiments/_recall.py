@@ -95,7 +95,7 @@ MATCHED = Matched(
 )
 QUICK = Budget(
     n_seeds=3,
-    n_steps=500,
+    n_steps=700,
     batch_size=32,
     learning_rates=(1e-2, 2e-2, 4e-2),
     n_tuning_steps=250,
