@@ -1,7 +1,7 @@
 """What the experiments on state spaces share: mixers of the same width, and small budgets.
 
-A Mamba layer has no feed-forward and about half the parameters of a transformer's layer: two of them
-stand for one.
+A Mamba layer has no feed-forward and about half the parameters of a transformer's layer: two of
+them stand for one.
 """
 
 from __future__ import annotations
