@@ -48,7 +48,8 @@ def test_it_is_whole(experiment: Experiment) -> None:
         # Fewer make no interval worth reading.
         assert budget.n_seeds >= (2 if name == "smoke" else 3)
         if isinstance(experiment.how, Training) and name != "smoke":
-            assert len(budget.learning_rates) >= 3, "two rates tune nothing: both are edges"
+            # One rate is a choice, which the outcome notes; of two, both are edges.
+            assert len(budget.learning_rates) != 2
 
 
 def test_its_technique_points_back() -> None:
