@@ -121,6 +121,16 @@ def test_large_updates_are_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert together[0].history.how == "alone: an update keeps a core busy"
 
 
+def test_on_several_cores_less_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are weighed against folding only where they would start."""
+    monkeypatch.setattr("worthit.train.many.SMALL_FLOPS_BESIDE_PROCESSES", 0)
+    folded = train_many(BUILD, DATA, recipe(n_steps=1), SEEDS, n_workers=2)
+    assert folded[0].history.how == "batched with seeds 3, 4"
+    monkeypatch.setattr("worthit.train.many.SHORT_FLOPS", 0)
+    apart = train_many(lambda seed: BUILD(seed), DATA, recipe(n_steps=1), SEEDS, n_workers=2)
+    assert apart[0].history.how.startswith("alone: an update keeps a core busy; in this process")
+
+
 def test_runs_differ_from_each_other() -> None:
     """The control: what is compared above is no constant."""
     losses = [run.history.loss for run in train_many(BUILD, DATA, recipe(), SEEDS)]

@@ -90,7 +90,9 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path}: a checkpoint of version {layout['version']}, and this is worthit with "
                 f"version {VERSION}; continue with the one that wrote it, or start over"
             )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        # In memory of their own: within the file they start anywhere, and products sum otherwise
+        # where an operand is not aligned.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     tree = _unpacked(layout["tree"], tensors)
     assert isinstance(tree, dict)
     return tree

@@ -37,9 +37,9 @@ from worthit.train.stack import Stack, train_stack
 from worthit.train.workers import run_apart, run_one, unsendable
 
 Build = Callable[[int], nn.Module]
-# Up to this much arithmetic an update and model, batching several models pays: measured, see
-# docs/training.md.
-SMALL_FLOPS = 1e9
+# Up to this much arithmetic an update and model, folding models pays; the second where the choice
+# is between that and processes that fill all cores. Measured, see docs/training.md.
+SMALL_FLOPS, SMALL_FLOPS_BESIDE_PROCESSES = 1e9, 2e8
 # Processes take seconds to start: runs that need less arithmetic than this together do not wait
 # for them.
 SHORT_FLOPS = 5e11
@@ -112,13 +112,19 @@ def train_many(
     first = build(seeds[0])
     shared: dict[str, Any] = {"data": data, "recipe": recipe, "evaluate": evaluate}
     flops = _flops(first, data, recipe)
-    why = "one run" if len(seeds) == 1 else _why_not_stacked(first, flops, recipe, loss, after_step)
+    # Processes are no help on another device, and a long time in coming.
+    if flops * recipe.n_steps * len(seeds) < SHORT_FLOPS or device_of(first).type != "cpu":
+        n_workers = 1
+    small = SMALL_FLOPS if n_workers == 1 else SMALL_FLOPS_BESIDE_PROCESSES
+    if len(seeds) == 1:
+        why: str | None = "one run"
+    elif flops > small:
+        why = "an update keeps a core busy"
+    else:
+        why = _why_not_folded(first, recipe, loss, after_step)
     if why is None:
         models = [first, *(build(seed) for seed in seeds[1:])]
         return _together(models, seeds, folder, progress, **shared)
-    is_short = flops * recipe.n_steps * len(seeds) < SHORT_FLOPS
-    if is_short or device_of(first).type != "cpu":
-        n_workers = 1
     jobs = [
         {
             "build": build,
@@ -133,18 +139,16 @@ def train_many(
     return _apart(jobs, progress, n_workers, why)
 
 
-def _why_not_stacked(
-    model: nn.Module, flops: float, recipe: Recipe, loss: Loss | None, after_step: AfterStep | None
+def _why_not_folded(
+    model: nn.Module, recipe: Recipe, loss: Loss | None, after_step: AfterStep | None
 ) -> str | None:
-    """Why models like this one are better trained apart; None where folding them pays."""
+    """Why models like this one cannot be folded; None where they can."""
     if loss not in (None, next_token_loss):
         return "a loss of its own"
     if after_step is not None:
         return "something is done to each model after each update"
     if recipe.n_accumulate > 1:
         return "batches are run in parts"
-    if flops > SMALL_FLOPS:
-        return "an update keeps a core busy"
     try:
         fold([model])
     except CannotStack as error:

@@ -61,9 +61,12 @@ class Stack:
         most = int(counts.max())
         with precision(self.recipe, self.device):
             if most <= FEW * targets.shape[1]:
-                # Tokens with a target first, in their order; who has fewer fills up with others.
+                # Tokens with a target first, in their order. Who has fewer repeats its first one,
+                # unscored: a number format that scales by the largest value sees no other tokens.
                 rows = is_target.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-                targets = targets.gather(1, rows)
+                is_spare = torch.arange(most, device=self.device) >= counts[:, None]
+                rows = torch.where(is_spare, rows[:, :1], rows)
+                targets = targets.gather(1, rows).masked_fill(is_spare, IGNORE)
                 first = torch.arange(n_models, device=self.device) * is_target.shape[1]
                 logits = self.whole.logits_at(input_ids, (rows + first[:, None]).flatten())
             else:
