@@ -346,7 +346,14 @@ def test_shards_are_laid_out_by_size(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "slerp"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ties",
+        pytest.param("dare_ties", marks=pytest.mark.slow),
+        pytest.param("slerp", marks=pytest.mark.slow),
+    ],
+)
 def test_memory_does_not_grow_with_the_checkpoints(tmp_path: Path, method: str) -> None:
     """Three checkpoints of 64 MB in one tensor each, merged in a few MB."""
     chance = torch.Generator().manual_seed(0)
