@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn import functional
 
 from worthit.nn.decoder import Block, Decoder
 from worthit.nn.depth.recursive_transformer import Recursive
 from worthit.nn.norm import LayerNorm, RMSNorm
 from worthit.nn.position.learned_positions import LearnedPositions
-from worthit.train.precision.linear import NarrowLinear, narrow_linear
 
 # Blocks in which no row sees another: a router's capacity, or a solver that stops once a whole
 # batch has converged, would mix models up.
@@ -113,31 +110,6 @@ class StackedLinear(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
-class StackedNarrowLinear(nn.Module):
-    """`NarrowLinear`s, each rounding its own operands with its own scales.
-
-    Raises:
-        CannotStack: the format rounds by chance, and alone each model would draw other numbers.
-    """
-
-    def __init__(self, parts: Sequence[NarrowLinear]) -> None:
-        super().__init__()
-        self.weight, self.bias = _stack(parts, "weight"), _stack(parts, "bias")
-        self.narrow = parts[0].narrow
-        try:
-            self(torch.ones(len(parts), self.weight.shape[-1]).to(self.weight)).sum().backward()
-        except RuntimeError as error:
-            raise CannotStack(f"NarrowLinear: {str(error).splitlines()[0]}") from error
-        self.zero_grad()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(models * rows, ..., in)` to `(models * rows, ..., out)`."""
-        axes = (0, 0, None if self.bias is None else 0)
-        product = vmap(partial(narrow_linear, narrow=self.narrow), axes, randomness="error")
-        y: Tensor = product(by_model(x, len(self.weight)), self.weight, self.bias)
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-
 class StackedEmbedding(nn.Module):
     """`weight` `(models, rows, width)`."""
 
@@ -203,7 +175,6 @@ class StackedRMSNorm(nn.Module):
 
 _STACKED: dict[type, Callable[[Any], nn.Module]] = {
     nn.Linear: StackedLinear,
-    NarrowLinear: StackedNarrowLinear,
     nn.Embedding: StackedEmbedding,
     LearnedPositions: StackedPositions,
     LayerNorm: StackedLayerNorm,
