@@ -145,6 +145,11 @@ def bench_models(arguments: list[str]) -> int:
     return bench_all(ROOT / "benchmarks" / "models", arguments)
 
 
+def bench_lab(arguments: list[str]) -> int:
+    """Time training, optimizers and number formats: benchmarks/lab/bench_*.py."""
+    return bench_all(ROOT / "benchmarks" / "lab", arguments)
+
+
 def bench_all(folder: Path, arguments: list[str]) -> int:
     ensure("dev")
     codes = []
@@ -187,6 +192,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "format": format_,
     "bench": bench,
     "bench-models": bench_models,
+    "bench-lab": bench_lab,
     "accuracy": accuracy,
     "setup": setup,
     "clean": clean,

@@ -1,6 +1,6 @@
 """Training throughput: against transformers in a plain loop, and five seeds against one.
 
-    python benchmarks/bench_train.py [--rounds N] [--threads N] [--only PART] [--json FILE]
+    python benchmarks/lab/bench_train.py [--rounds N] [--threads N] [--only PART] [--json FILE]
 
 1. The grammar tutor and a model of ten million parameters over bytes, trained by `worthit.train`
    and by a loop written out over the same model in `transformers`, from the same weights on the
@@ -42,8 +42,8 @@ from worthit.train import IGNORE, Data, Recipe, Update, seeded, train, train_man
 from worthit.train.loop import seed_for
 from worthit.train.schedule import lr_ratio
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 SEEDS = range(5)
 BATCH_SIZES = (4, 8, 16, 32, 64)
 # About as long as one round of five seeds takes at the largest batch size.

@@ -1,6 +1,6 @@
 """What a step costs: matrix optimizers over AdamW, number formats over none, and their parts.
 
-    python benchmarks/bench_optim.py [--rounds N] [--threads N]
+    python benchmarks/lab/bench_optim.py [--rounds N] [--threads N]
 
 A decoder of six layers and 256 channels on batches of bytes. What is compared takes turns; ratios
 are of medians, with the 20th and 80th percentile of the rounds' own ratios. Beside the measured
@@ -40,8 +40,8 @@ from worthit.train.optim import OPTIMIZERS, optimizer_for, orthogonalise
 from worthit.train.precision import PRECISIONS, apply_precision, bitnet, fp8, mx, nvfp4
 from worthit.train.precision.floats import E2M1, E2M3, E4M3
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 BATCH, SEQ = 8, 128
 # A whole interval of Shampoo's and SOAP's renewals, so that each round pays for one.
 STEPS = 10
