@@ -20,7 +20,7 @@ records = pytest.mark.parametrize("t", WITH_MODULE, ids=lambda t: t.id)
 
 
 @pytest.mark.parametrize(
-    "family", ["attention", "position", "norm", "ssm", "moe", "depth", "optimizer"]
+    "family", ["attention", "position", "norm", "ssm", "moe", "depth", "optimizer", "cache"]
 )
 def test_every_record_of_an_implemented_family_has_a_module(family: str) -> None:
     assert [t.id for t in catalogue().values() if t.family == family and not t.module] == []
@@ -52,7 +52,7 @@ def test_parity_names_what_decided_and_test_files_that_exist(t: Technique) -> No
         for file in match["files"].split(", "):
             source = ROOT / file
             assert source.is_file(), file
-            assert file.startswith(("tests/merge/", "tests/nn/", "tests/train/"))
+            assert file.startswith(("tests/decode/", "tests/merge/", "tests/nn/", "tests/train/"))
             if "transformers" in match["what"]:
                 assert "transformers" in source.read_text(encoding="utf-8"), entry
                 names = re.findall(r"`(\w+)`", match["what"])

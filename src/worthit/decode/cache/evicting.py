@@ -1,8 +1,10 @@
 """A cache of a bounded number of tokens: when there are more, the least wanted are dropped.
 
-What a policy decides is in `policies`; here stand the tokens, where they were in the sequence, and
-what is known of how they were read. Keys keep the rotation of their original positions, and the
-next token's position is the number of tokens seen, not of those kept.
+Xiao et al. 2023, StreamingLLM, arXiv:2309.17453; Zhang et al. 2023, H2O, arXiv:2306.14048; Li et
+al. 2024, SnapKV, arXiv:2404.14469; Oren et al. 2024, TOVA, arXiv:2401.06104. What a policy decides
+is in `policies`; here stand the tokens, where they were in the sequence, and what is known of how
+they were read. Keys keep the rotation of their original positions, and the next token's position is
+the number of tokens seen, not of those kept.
 
 Fused attention does not say what was read. Weights are computed again for the queries that a policy
 asks about, after each pass; then tokens go, each head its own, all heads as many.

@@ -58,6 +58,11 @@ TECHNIQUE = Technique(
         "Only the last chunk yields a token: sampling earlier is a bug that looks like nonsense.",
         "A prefix-cache hit changes where chunks begin: outputs should not.",
     ),
+    module="worthit.decode.engine.scheduler:Scheduler",
+    parity=(
+        "any chunks give the same numbers in fp64, and an answer a token in every step "
+        "(tests/decode/engine/test_service.py)",
+    ),
     sources=(AGRAWAL_2024,),
     evidence=(
         Evidence(

@@ -58,6 +58,14 @@ TECHNIQUE = Technique(
         "batch-invariant kernels.",
         "A preempted request must not emit its tokens twice and must keep its random state.",
     ),
+    module="worthit.decode.engine.scheduler:Scheduler",
+    parity=(
+        "random arrivals and aborts, each request as if it were alone; budget, counts and an "
+        "empty end "
+        "(tests/decode/engine/test_properties.py)",
+        "greedy tokens of each sequence alone, on every kind of layer "
+        "(tests/decode/engine/test_engine.py)",
+    ),
     sources=(YU_2022,),
     evidence=(
         Evidence(

@@ -88,6 +88,12 @@ TECHNIQUE = Technique(
         "leave the prefix cache too.",
         "Fused attention does not return weights: scoring needs a pass over the last queries.",
     ),
+    module="worthit.decode.cache.evicting:EvictingKV",
+    parity=(
+        "StreamingLLM, H2O, SnapKV and TOVA head by head in lists; a mask over one whole pass "
+        "(tests/decode/cache/test_evicting.py)",
+        "bytes that `cost` predicts (tests/decode/cache/test_bridge.py)",
+    ),
     sources=(ZHANG_2023, XIAO_2023, LI_2024),
     evidence=(
         Evidence(

@@ -98,6 +98,15 @@ TECHNIQUE = Technique(
         "Few engines combine it with every drafter, eviction policy and prefix cache: test the "
         "combination you run.",
     ),
+    module="worthit.decode.cache.quantized:QuantizedKV",
+    parity=(
+        "group by group, the nearest of written-down levels; half a step at most; any chunks, "
+        "the same bits "
+        "(tests/decode/cache/test_quantized.py)",
+        "bytes that `cost` predicts (tests/decode/cache/test_bridge.py)",
+        "the engine's tokens are those of a plain loop over the same cache "
+        "(tests/decode/engine/test_caches.py)",
+    ),
     sources=(LIU_2024, HOOPER_2024),
     evidence=(
         Evidence(

@@ -57,6 +57,15 @@ TECHNIQUE = Technique(
         "refused at admission, or the service deadlocks.",
         "Group-wise quantized caches need pages that are a multiple of the group.",
     ),
+    module="worthit.decode.cache.paged:PagedRagged",
+    parity=(
+        "contiguous caches, under forks and tokens taken back; tables beside lists in any order "
+        "of events "
+        "(tests/decode/cache/test_blocks.py)",
+        "greedy tokens of each sequence alone, on every kind of layer "
+        "(tests/decode/engine/test_engine.py)",
+        "bytes that `cost` predicts (tests/decode/cache/test_bridge.py)",
+    ),
     sources=(KWON_2023,),
     evidence=(
         Evidence(

@@ -70,6 +70,13 @@ TECHNIQUE = Technique(
         "Shared caches leak by timing between tenants, and predictable hashes can be attacked: "
         "salt them for each tenant.",
     ),
+    module="worthit.decode.cache.prefix:Chain",
+    parity=(
+        "the same tokens with and without a known prefix, states and windows included "
+        "(tests/decode/engine/test_service.py)",
+        "random loads on a model whose tokens are a hash of what its blocks hold "
+        "(tests/decode/engine/test_properties.py)",
+    ),
     sources=(ZHENG_2023, GIM_2023),
     evidence=(
         Evidence(
