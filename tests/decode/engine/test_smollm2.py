@@ -44,7 +44,7 @@ def test_greedy_in_company_is_greedy_alone(loaded: tuple[Any, Any]) -> None:
     prompts = asked(tokenizer)
     want = [generate(model, p, max_tokens=24, tokenizer=tokenizer)[0] for p in prompts]
     # Chunks of prompts, preemption and shared beginnings (the template's) all happen.
-    config = EngineConfig(max_batch_tokens=32, max_sequences=4, n_blocks=13)
+    config = EngineConfig(max_batch_tokens=32, max_sequences=4, n_blocks=8)
     engine = Engine(model, tokenizer, config)
     got = engine.generate([Request(prompt=p, max_tokens=24) for p in prompts])
     assert [one.ids for one in got] == [one.ids for one in want]
