@@ -328,9 +328,12 @@ def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
         *misfits(expected, found),
         *named(extra, "not a tensor of this model"),
         *(
-            f"{name}: expected one of {', '.join(_PLAIN)}, got {files.stored[name].dtype}"
-            for name in expected
-            if name in found and files.stored[name].dtype not in _PLAIN
+            line
+            for dtype in sorted({t.dtype for t in files.stored.values()} - set(_PLAIN))
+            for line in named(
+                (n for n in expected if n in found and files.stored[n].dtype == dtype),
+                f"expected one of {', '.join(_PLAIN)}, got {dtype}",
+            )
         ),
     ]
     if not problems:

@@ -10,13 +10,14 @@ def misfits(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
     """What is missing, and what is there in another shape."""
+    other: dict[str, list[str]] = {}
+    for name, shape in expected.items():
+        if name in found and found[name] != shape:
+            what = f"expected the shape {list(shape)}, got {list(found[name])}"
+            other.setdefault(what, []).append(name)
     return [
         *named((name for name in expected if name not in found), "missing"),
-        *(
-            f"{name}: expected the shape {list(shape)}, got {list(found[name])}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ),
+        *(line for what, names in other.items() for line in named(names, what)),
     ]
 
 
