@@ -46,7 +46,7 @@ def to_json(value: Any) -> Any:
 
     >>> from worthit.spec.model import ChannelMix
     >>> to_json(ChannelMix(d_ff=64))
-    {'type': 'channel-mix', 'd_ff': 64}
+    {'type': 'channel-mix', 'd_ff': 64, 'has_receptance': True}
     """
     if is_dataclass(value) and not isinstance(value, type):
         tag = TAGS.get(type(value))

@@ -93,6 +93,8 @@ def test_sharing_reads_the_first_applications_keys() -> None:
     k, v = caches[0].keys.value, caches[0].values.value
 
     class Fixed:
+        is_observing = False
+
         def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             return k, v
 

@@ -1,5 +1,4 @@
-"""A layer iterated to its fixed point, against stacks: loss, parameters, and whether it "
-"converges."""
+"""A layer iterated to its fixed point against one pass: loss, and whether it converges."""
 
 from __future__ import annotations
 
