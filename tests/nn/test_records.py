@@ -62,3 +62,19 @@ def test_parity_names_what_decided_and_test_files_that_exist(t: Technique) -> No
 
 def test_without_a_module_nothing_is_claimed() -> None:
     assert [t.id for t in catalogue().values() if t.parity and not t.module] == []
+
+
+ARCHITECTURE = [
+    t for t in WITH_MODULE if t.family in ("attention", "position", "norm", "ssm", "moe", "depth")
+]
+
+
+@pytest.mark.parametrize("t", ARCHITECTURE, ids=lambda t: t.id)
+def test_the_page_shows_equations_symbols_diagram_and_parity(t: Technique) -> None:
+    page = (ROOT / f"docs/techniques/{t.id}.md").read_text(encoding="utf-8")
+    drawn, _, code = page.partition("## In code")
+    assert "## What changes\n\n```text" in drawn
+    explained, _, parity = code.partition("Parity was checked against:")
+    assert re.search(r"\n\n {4}\S", explained), "no equation"
+    assert re.search(r"^\| (paper|symbol) \| here \|$", explained, re.MULTILINE), "no symbols"
+    assert "(../../tests/" in parity

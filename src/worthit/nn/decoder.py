@@ -1,7 +1,19 @@
 """From a `ModelSpec` to a decoder: one obvious path from facts to modules.
 
 `build(spec)` makes a `Decoder`: embedding, one `Block` a layer, final norm, output head. A block's
-slots (mixers, feed-forward, norms) are filled by `worthit.nn.mixer.module_for`.
+slots (mixers, feed-forward, norms) are filled by `worthit.nn.mixer.module_for`, so that a hybrid is
+a spec whose layers differ. Where the norm N stands around a sublayer f (Xiong et al. 2020, "On
+Layer Normalization in the Transformer Architecture", arXiv:2002.04745, table 1; others by use):
+
+    pre       x + f(N(x))              post      N(x + f(x))
+    output    x + N(f(x))  (OLMo 2)    sandwich  x + N(f(N(x)))  (Gemma 2)
+    parallel  x + f(N(x)) + g(N'(x))   (GPT-J; one N for both where `has_one_norm`)
+
+| symbol | here |
+|---|---|
+| f, g | the layer's mixers (added where there are several) and its feed-forward |
+| N | `mixer_norm`, `ffn_norm` before; `mixer_post_norm`, `ffn_post_norm` after |
+| the last N of the stream | `final_norm`, without which a pre-norm stream's scale is unbounded |
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Grouped-query attention, and with it multi-head, multi-query, local and chunked attention.
 
 Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
-Checkpoints", arXiv:2305.13245, section 2.2.
+Checkpoints", arXiv:2305.13245, section 2.2: query head h reads the keys and values of its group,
+
+    o_h = softmax(q_h K_g^T / sqrt(head_dim)) V_g,    g = floor(h G / H)
 
 | paper | here |
 |---|---|

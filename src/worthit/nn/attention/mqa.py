@@ -1,7 +1,9 @@
 """Multi-query attention: all heads read the same keys and values.
 
 Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need", arXiv:1911.02150,
-section 3: as multi-head attention, but with one K and one V.
+section 3: as multi-head attention, but with one K and one V for all heads h,
+
+    o_h = softmax(q_h K^T / sqrt(head_dim)) V
 
 | paper | here |
 |---|---|

@@ -1,7 +1,10 @@
 """Early exit: a token stops at the layer from which it can be predicted with confidence.
 
 Schuster et al. 2022, "Confident Adaptive Language Modeling" (CALM), arXiv:2207.07061, sections 3.1
-to 3.5; the loss over exits is its equation 5.
+to 3.5; the loss over exits is its equation 5. Token t leaves after the first layer i with
+
+    c_t^i >= lambda_t^i,    c = p_1 - p_2, or cos(d^i, d^(i-1)), or another confidence
+    L = sum_i w_i L_i,      w_i = i / sum_j j
 
 | paper | here |
 |---|---|

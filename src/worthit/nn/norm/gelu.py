@@ -4,6 +4,11 @@ Hendrycks & Gimpel 2016, "Gaussian Error Linear Units (GELUs)", arXiv:1606.08415
 
     GELU(x) = x Phi(x) ~ x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
 
+| paper | here |
+|---|---|
+| Phi, the normal distribution's | the exact form, `gelu` |
+| its approximation by tanh | `gelu_tanh` |
+
 The two forms differ by up to 5e-4: a checkpoint needs the one it was trained with.
 """
 

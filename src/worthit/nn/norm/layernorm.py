@@ -3,6 +3,11 @@
 Ba, Kiros & Hinton 2016, "Layer Normalization", arXiv:1607.06450, equation 4:
 
     y = (x - mean(x)) / sqrt(var(x) + eps) * g + b
+
+| paper | here |
+|---|---|
+| mu, sigma over H hidden units | over the last dimension, `(..., d_model)` |
+| g, b (gain, bias) | `weight`, `bias` |
 """
 
 from __future__ import annotations

@@ -2,7 +2,13 @@
 
 Henry et al. 2020, "Query-Key Normalization for Transformers", arXiv:2010.04245; as an RMS or layer
 norm with learned weights in Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion
-Parameters", arXiv:2302.05442, section 2.
+Parameters", arXiv:2302.05442, section 2:
+
+    score(i, j) = N(q_i) N(k_j) / sqrt(head_dim)
+
+| paper | here |
+|---|---|
+| LN(X W_Q), LN(X W_K) | `query`, `key`: norms of the layer's own kind |
 
 Models differ in what one norm spans: each head with one weight vector for all (`head`, Qwen3), the
 whole projection (`full`, OLMo 2), each head with its own weights (`per-head`, StableLM, Cohere), or

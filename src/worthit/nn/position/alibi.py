@@ -1,10 +1,17 @@
 """ALiBi: no positions at all, but a penalty on scores that grows with distance.
 
 Press, Smith & Lewis 2021, "Train Short, Test Long: Attention with Linear Biases Enables Input
-Length Extrapolation", arXiv:2108.12409, section 3: score(i, j) = q_i k_j - m_h (i - j), with slopes
-m_h = 2^(-8h/H), h = 1..H. Where H is no power of two, the slopes of the next lower power and then
-every second one of the next higher (the authors' code).
+Length Extrapolation", arXiv:2108.12409, section 3:
 
+    score(i, j) = q_i k_j - m_h (i - j),    m_h = 2^(-8h/H),    h = 1..H
+
+| paper | here |
+|---|---|
+| m, the slopes | `slopes(n_heads)` |
+| -m (i - j) | `bias`, m j: see below |
+
+Where H is no power of two, the slopes of the next lower power and then every second one of the next
+higher (the authors' code).
 Adding m_h j instead of -m_h (i - j) changes a whole row by a constant, which softmax ignores.
 """
 

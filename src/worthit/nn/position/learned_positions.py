@@ -1,7 +1,16 @@
 """Learned positions: one trained vector a position, added to the embedding.
 
 Gehring et al. 2017, "Convolutional Sequence to Sequence Learning", arXiv:1705.03122, section 3.1;
-as in GPT-2 and OPT. There is no vector beyond the table: a longer sequence is an error.
+as in GPT-2 and OPT:
+
+    e_i = w_i + p_i
+
+| paper | here |
+|---|---|
+| w, embedded input elements | the decoder's `embedding` |
+| p, position embeddings | `weight`, `(n_positions, d_model)`; row i + `offset` |
+
+There is no vector beyond the table: a longer sequence is an error.
 """
 
 from __future__ import annotations

@@ -1,8 +1,16 @@
 """LongRoPE: a searched stretch for every pair, one set within the trained context, one beyond.
 
 Ding et al. 2024, "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens",
-arXiv:2402.13753, equation 2; the factor on cos and sin, sqrt(1 + ln s / ln L), is that of the
-released Phi-3 configurations.
+arXiv:2402.13753, equation 2:
+
+    angle(n, i) = n / (lambda_i theta^(2i/d))
+
+| paper | here |
+|---|---|
+| lambda_i, one rescale factor a pair | `short_factors`; `long_factors` beyond the trained length |
+| L, s | `original_context_len`, `factor` |
+
+The factor on cos and sin, sqrt(1 + ln s / ln L), is that of the released Phi-3 configurations.
 """
 
 from __future__ import annotations

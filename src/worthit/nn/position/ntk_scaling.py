@@ -1,8 +1,17 @@
 """NTK-aware scaling: stretch slow frequencies, leave fast ones; and its relatives.
 
 bloc97 2023, "NTK-Aware Scaled RoPE", as written down in Peng et al. 2023, "YaRN", arXiv:2309.00071,
-section 3.1: theta' = theta s^(d / (d - 2)). Then the lowest frequency is divided by s exactly and
-the highest is untouched.
+section 3.1:
+
+    theta' = theta s^(d / (d - 2)),    frequency_i = theta'^(-2i/d)
+
+| paper | here |
+|---|---|
+| b, b' | `theta`, `base` |
+| s = L'/L | `factor` |
+| d | `rotary_dim` |
+
+Then the lowest frequency is divided by s exactly and the highest is untouched.
 
 - `stretch_dynamically` (section 3.3): s follows the length once it passes the trained context. Keys
   that were cached under an earlier base keep it.

@@ -1,7 +1,16 @@
 """Position interpolation: squeeze long positions into the trained range.
 
 Chen et al. 2023, "Extending Context Window of Large Language Models via Positional Interpolation",
-arXiv:2306.15595, equation 4: f'(x, m) = f(x, m L / L'). Dividing positions by s = L'/L is dividing
+arXiv:2306.15595, equation 4:
+
+    f'(x, m) = f(x, m L / L')
+
+| paper | here |
+|---|---|
+| f(x, m), x turned by position m | `worthit.nn.position.rope.rotate` |
+| L, L' | `original_context_len`, and `factor` times it |
+
+Dividing positions by s = L'/L is dividing
 every frequency by s.
 """
 

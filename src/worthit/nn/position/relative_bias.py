@@ -1,9 +1,12 @@
 """Relative position bias: each head adds a learned number to a score, by how far apart two are.
 
 Raffel et al. 2019, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
-Transformer", arXiv:1910.10683, section 2.1 ("T5"). Scores are q_i k_j + b_h(i - j), where the first
-half of the buckets are the distances 0, 1, 2, ... and the others grow with the logarithm up to
-`MAX_DISTANCE`, beyond which all share the last one.
+Transformer", arXiv:1910.10683, section 2.1 ("T5"):
+
+    score(i, j) = q_i k_j + b_h[bucket(i - j)]
+
+The first half of the buckets are the distances 0, 1, 2, ... and the others grow with the logarithm
+up to `MAX_DISTANCE`, beyond which all share the last one.
 
 | paper | here |
 |---|---|

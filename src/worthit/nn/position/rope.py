@@ -1,7 +1,11 @@
 """Rotary position embedding: turn query and key by their positions, so that scores see distance.
 
 Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", arXiv:2104.09864,
-equations 14-16 and 34.
+equations 14-16 and 34. For each pair i of channels (a, b) at position m
+
+    (a, b) -> (a cos m theta_i - b sin m theta_i, b cos m theta_i + a sin m theta_i)
+
+so that the product of a query turned by m and a key turned by n depends on m - n alone.
 
 | paper | here |
 |---|---|

@@ -4,6 +4,11 @@ Vaswani et al. 2017, "Attention Is All You Need", arXiv:1706.03762, section 3.5:
 
     PE(pos, 2i) = sin(pos / 10000^(2i/d)),    PE(pos, 2i+1) = cos(pos / 10000^(2i/d))
 
+| paper | here |
+|---|---|
+| PE, d_model | `table`, `(..., d_model)`: added to the embedding |
+| pos | `positions`, which start behind a row's padding |
+
 Some libraries put all sines before all cosines, or divide by d/2 - 1; this is the paper's form.
 """
 

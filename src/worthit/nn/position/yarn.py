@@ -1,13 +1,16 @@
 """YaRN: interpolate slow frequencies, keep fast ones, and sharpen the attention.
 
 Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models",
-arXiv:2309.00071, definition 2 and equations 17-22.
+arXiv:2309.00071, definition 2 and equations 17-22. For a frequency f that turns r times over the
+trained context
+
+    f' = (1 - gamma(r)) f / s + gamma(r) f,    gamma(r) = (r - alpha) / (beta - alpha) in [0, 1]
 
 | paper | here |
 |---|---|
 | s | `factor` |
 | alpha, beta | `beta_slow`, `beta_fast`: rotations over the trained context that bound the ramp |
-| gamma(r) | `ramp`: 0 interpolates, 1 keeps |
+| gamma(r) | 1 - `interpolated`; linear in the pair's number, as in the authors' code, not in r |
 | sqrt(1/t) = 0.1 ln s + 1 | the factor on cos and sin, hence squared in the scores |
 """
 

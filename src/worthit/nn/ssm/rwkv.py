@@ -13,6 +13,9 @@ to 18. For every channel:
 | mu_r, mu_k, mu_v | `mix_...` `(d_model,)`: the share of the token; the rest is of the one before |
 | a_t, b_t, p_t | `numerator`, `denominator` and the exponent `peak` that both are divided by |
 
+Versions 5, 6 and 7, with a matrix a head for a state, stand in `rwkv5`, `rwkv6` and `rwkv7` beside
+this file; `spec.Rwkv.version` picks one.
+
 The sums grow without bound, so both are kept divided by e^peak, with peak_t = max(peak_{t-1} - w,
 k_t): no exponent is then positive. `wkv_in_order` is the definition; `wkv` first finds all peaks
 (a running maximum), after which numerator and denominator are linear recurrences and run as one
