@@ -85,3 +85,5 @@ BUDGETS = {
         sizes={"seq_len": 128, "d_model": 96, "windows": 256},
     ),
 }
+# Heads differ by hundredths of a nat, within what few seeds can tell.
+MORE_SEEDS = {**BUDGETS, "quick": replace(QUICK, n_seeds=12)}

@@ -10,10 +10,10 @@ from worthit.lab.claims import no_worse, ratio_between, superior
 from worthit.lab.context import Setting
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Prediction
 from worthit.lab.experiments._heads import (
-    BUDGETS,
     HEADS,
     LOSS,
     MATCHED,
+    MORE_SEEDS,
     ON_TEXT,
     as_large_as,
     decoder,
@@ -85,7 +85,7 @@ EXPERIMENT = Experiment(
         superior(LOSS, "gqa", by=0.0, against="fewer"),
         superior(LOSS, "gqa", by=0.0, against="narrower"),
     ),
-    budgets=BUDGETS,
+    budgets=MORE_SEEDS,
     predicted=predicted,
     means={
         "confirmed": "Of the ways to a quarter of the cache, sharing is the best: the default.",

@@ -10,9 +10,9 @@ from worthit.lab.claims import not_better, ratio_between, superior
 from worthit.lab.context import Setting
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Prediction
 from worthit.lab.experiments._heads import (
-    BUDGETS,
     LOSS,
     MATCHED,
+    MORE_SEEDS,
     ON_TEXT,
     as_large_as,
     decoder,
@@ -70,7 +70,7 @@ EXPERIMENT = Experiment(
         ratio_between(CACHE_BYTES, "mha", 3.9, 4.1),
         superior(LOSS, "mha", by=0.0, against="single"),
     ),
-    budgets=BUDGETS,
+    budgets=MORE_SEEDS,
     predicted=predicted,
     means={
         "confirmed": "Many query heads earn their keep, a cache for each does not: share them, and "

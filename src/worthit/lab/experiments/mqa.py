@@ -7,9 +7,9 @@ from worthit.lab.claims import no_worse, ratio_between
 from worthit.lab.context import Setting
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Prediction
 from worthit.lab.experiments._heads import (
-    BUDGETS,
     LOSS,
     MATCHED,
+    MORE_SEEDS,
     ON_TEXT,
     as_large_as,
     decoder,
@@ -60,7 +60,7 @@ EXPERIMENT = Experiment(
         no_worse(LOSS, "mqa"),
         ratio_between(CACHE_BYTES, "mqa", 0.12, 0.13),
     ),
-    budgets=BUDGETS,
+    budgets=MORE_SEEDS,
     predicted=predicted,
     means={
         "confirmed": "An eighth of the cache for nothing that shows at this size: worth it where "
