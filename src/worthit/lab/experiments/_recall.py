@@ -94,7 +94,7 @@ MATCHED = Matched(
     "is the question, and its bytes are reported",
 )
 QUICK = Budget(
-    n_seeds=3,
+    n_seeds=6,
     n_steps=700,
     batch_size=32,
     learning_rates=(1e-2, 2e-2, 4e-2),
