@@ -24,6 +24,8 @@ from worthit.lab.claims import (
 )
 from worthit.lab.experiment import Experiment, Prediction
 from worthit.lab.reading import Values, compare, effect, read_claims, state_of_all
+from worthit.lab.statistics import Interval
+from worthit.lab.wording import ratio_text
 
 ACCURACY = Metric(id="acc", name="accuracy", margin=0.02, better="higher")
 LOSS = Metric(id="loss", name="loss", margin=0.1, unit="nats")
@@ -196,3 +198,17 @@ def test_a_claim_on_nobody_is_refused() -> None:
         replace(FAKE, claims=(superior(FAKE.metrics[0], "plain"),))
     with pytest.raises(WorthitError, match="gave no metric"):
         effect(values(LOSS, ZERO, ZERO), ACCURACY, "b", "a")
+
+
+@pytest.mark.parametrize(
+    ("metric", "interval", "text"),
+    [
+        (TIME, (0.5, 0.4, 0.625), "time 2x faster [1.6, 2.5]"),
+        (TIME, (1.26, 1.22, 1.3), "time 1.26x slower [1.22, 1.3]"),
+        (replace(TIME, unit="bytes", name="cache"), (0.25, 0.25, 0.25), "cache 4x smaller"),
+        (replace(TIME, unit="", name="parts", is_exact=True), (1.0, 1.0, 1.0), "parts the same"),
+        (replace(TIME, unit="", name="parts"), (1.5, 1.5, 1.5), "parts 1.5x more"),
+    ],
+)
+def test_ratios_in_words(metric: Metric, interval: tuple[float, ...], text: str) -> None:
+    assert ratio_text(metric, Interval(*interval)) == text

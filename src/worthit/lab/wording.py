@@ -31,6 +31,8 @@ def ratio_text(metric: Metric, found: Interval) -> str:
 
 
 def _ratio(metric: Metric, found: Interval) -> str:
+    if metric.is_exact and f"{found.estimate:.3g}" == "1":
+        return "the same"
     less, more = _words(metric)
     if found.estimate < 1 and found.estimate > 0:
         high = math.inf if found.low <= 0 else 1 / found.low
