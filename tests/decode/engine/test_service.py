@@ -205,6 +205,15 @@ def test_a_conversation_finds_what_was_said() -> None:
     assert turn.ids == generate(model, [*prompt, *said, 1, 2], max_tokens=3)[0].ids
 
 
+@pytest.mark.parametrize("name", ["grouped", "window", "mamba2"])
+def test_a_prompt_that_ends_with_its_first_token_is_known_too(name: str) -> None:
+    engine = Engine(model_of(name), config=CONFIG)
+    prompt = [i % 40 for i in range(30)]
+    engine.generate([Request(prompt=prompt, max_tokens=1)])
+    again = engine.generate([Request(prompt=[*prompt, 1, 2], max_tokens=1)])[0]
+    assert again.samples[0].usage.n_cached == 28
+
+
 # Preemption, and drafts, on real layers
 
 

@@ -321,19 +321,17 @@ class Engine:
                 self._verify(part, rows, now)
                 continue
             sequence.n_computed += part.n
+            # Before a choice, which may end the sequence: what it computed can be found again.
+            self.memory.settle(sequence)
             if n_choices:
                 # Samples of a prompt that is computed now begin here, from the same logits.
                 choosing += [(s, rows) for s in self._begin_followers(sequence)]
-            else:
-                self.memory.settle(sequence)
         if not choosing:
             return
         together = torch.cat([rows for _, rows in choosing])
         choices = choose(together, [sequence for sequence, _ in choosing])
         for (sequence, _), choice in zip(choosing, choices, strict=True):
             self._say(sequence, choice, now)
-            if sequence.holding is not None:
-                self.memory.settle(sequence)
 
     def _begin_followers(self, sequence: Sequence) -> list[Sequence]:
         """The sequence and those that have waited for its prompt, each with a place of its own."""
