@@ -23,7 +23,7 @@ from torch.nn import functional
 from worthit.nn.ffn import activate
 from worthit.spec import model as spec
 
-# From this many rows an expert on, one segment after another keeps its intermediates in the cache,
+# Beyond this many rows an expert, one segment after another keeps its intermediates in the cache,
 # which saves a CPU more than single calls for all segments do.
 SEGMENT_ROWS = 64
 # grouped_mm wants rows that start at multiples of this many bytes.
@@ -116,7 +116,7 @@ class Experts(nn.Module):
             torch.bincount(experts, minlength=self.n_experts),
             scales_input,
         )
-        few_rows = len(order) < SEGMENT_ROWS * self.n_experts
+        few_rows = len(order) <= SEGMENT_ROWS * self.n_experts
         is_single = x.shape[0] == 1 and not torch.is_grad_enabled()
         if ((few_rows and not is_single) or x.device.type != "cpu") and self._is_aligned(x):
             return self.grouped(x, p)
