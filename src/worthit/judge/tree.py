@@ -64,7 +64,7 @@ class Node:
     def always(self) -> tuple[str, ...]:
         """What is worth it in every situation here, the largest mean gain first."""
         shared = set.intersection(*(set(s.gains) for s in self.situations))
-        return tuple(sorted(shared, key=lambda name: -self.mean_gain(name)))
+        return tuple(sorted(shared, key=lambda name: (-self.mean_gain(name), name)))
 
     @property
     def sometimes(self) -> tuple[str, ...]:
