@@ -11,10 +11,7 @@ from worthit.lab.claims import Metric
 from worthit.lab.context import Setting
 from worthit.lab.experiment import Budget, Prediction
 from worthit.lab.experiments._mixtures import BUDGETS as MIXTURES
-from worthit.lab.experiments._mixtures import LOSS, RECIPE, text
 from worthit.spec.model import Layer, ModelSpec
-
-__all__ = ["BUDGETS", "LOSS", "RECIPE", "stack", "text", "unseen"]
 
 BUDGETS = {
     **MIXTURES,

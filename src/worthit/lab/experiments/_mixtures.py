@@ -13,19 +13,15 @@ from worthit.lab import models, predict
 from worthit.lab.claims import Metric
 from worthit.lab.context import Setting
 from worthit.lab.experiment import Budget, Measures, Prediction, Trial
-from worthit.lab.tasks import task
 from worthit.nn.moe.balance import load_balance_loss, load_of, max_violation, routings
 from worthit.nn.moe.topk_moe import Routing
 from worthit.spec.model import FeedForward, ModelSpec, MoE
 from worthit.train import Batch, next_token_loss
-from worthit.train.batch import Data
 
 # Fedus et al. 2021, section 2.2.
 BALANCE_WEIGHT = 0.01
 N_EXPERTS = 8
-RECIPE = {"warmup_steps": 20}
 IMBALANCE = Metric(id="imbalance", name="busiest expert over its share", margin=0.1)
-LOSS = Metric(id="loss", name="test loss", unit="nats", margin=0.05)
 ACTIVE = Metric(
     id="active", name="parameters a token uses", scale="ratio", margin=0.03, is_exact=True
 )
@@ -57,12 +53,6 @@ BUDGETS = {
         sizes={"seq_len": 96, "d_model": 64, "windows": 128},
     ),
 }
-
-
-def text(budget: Budget) -> Data:
-    """The standard library's source by bytes."""
-    sizes = budget.sizes
-    return task("text", seq_len=sizes["seq_len"], max_megabytes=4, n_held_out=sizes["windows"])
 
 
 def mixture(budget: Budget, *, width: float = 1.0, **fields: Any) -> ModelSpec:

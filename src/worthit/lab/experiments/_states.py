@@ -10,16 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from worthit.lab import models, predict
-from worthit.lab.claims import Metric
 from worthit.lab.context import Setting
 from worthit.lab.experiment import Budget, Prediction
 from worthit.lab.metrics import CACHE_BYTES
-from worthit.lab.tasks import task
 from worthit.spec.model import S4, Mamba, Mamba2, Mixer, ModelSpec
-from worthit.train.batch import Data
 
-RECIPE = {"warmup_steps": 20}
-LOSS = Metric(id="loss", name="test loss", unit="nats", margin=0.05)
 STATE_BYTES = replace(CACHE_BYTES, name="state or cache")
 QUICK = Budget(
     n_seeds=4,
@@ -46,12 +41,6 @@ def budgets(quick: Budget = QUICK) -> dict[str, Budget]:
             quick, n_seeds=8, n_steps=10 * quick.n_steps, n_tuning_steps=4 * quick.n_steps
         ),
     }
-
-
-def text(budget: Budget) -> Data:
-    """The standard library's source by bytes."""
-    sizes = budget.sizes
-    return task("text", seq_len=sizes["seq_len"], max_megabytes=4, n_held_out=sizes["windows"])
 
 
 def mamba(d_model: int, d_state: int = 16) -> Mamba:

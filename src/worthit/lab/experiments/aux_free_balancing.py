@@ -9,14 +9,12 @@ from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched
 from worthit.lab.experiments._mixtures import (
     BUDGETS,
     IMBALANCE,
-    LOSS,
-    RECIPE,
     balanced,
     imbalance,
     mixture,
-    text,
     unseen,
 )
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.nn.moe.aux_free_balancing import BiasBalancer
 from worthit.spec.model import ModelSpec
 from worthit.techniques.moe.aux_free_balancing import WANG_2024

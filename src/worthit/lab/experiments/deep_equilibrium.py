@@ -18,7 +18,8 @@ from worthit.lab.experiment import (
     Training,
     Trial,
 )
-from worthit.lab.experiments._depths import BUDGETS, LOSS, RECIPE, stack, text, unseen
+from worthit.lab.experiments._depths import BUDGETS, stack, unseen
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.lab.metrics import PARAMETERS
 from worthit.nn.depth.deep_equilibrium import EquilibriumBlock
 from worthit.spec.model import ModelSpec

@@ -17,7 +17,8 @@ from worthit.lab.experiment import (
     Training,
     Trial,
 )
-from worthit.lab.experiments._depths import BUDGETS, DEPTH, RECIPE, stack, text
+from worthit.lab.experiments._depths import BUDGETS, DEPTH, stack
+from worthit.lab.experiments._text import RECIPE, text
 from worthit.lab.metrics import ACCURACY
 from worthit.lab.predict import unseen
 from worthit.lab.tasks.scores import evaluate

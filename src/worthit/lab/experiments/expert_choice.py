@@ -16,7 +16,8 @@ from worthit.lab.experiment import (
     Training,
     Trial,
 )
-from worthit.lab.experiments._mixtures import BUDGETS, LOSS, RECIPE, balanced, mixture, text
+from worthit.lab.experiments._mixtures import BUDGETS, balanced, mixture
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.lab.predict import unseen
 from worthit.spec.model import ModelSpec
 from worthit.techniques.moe.expert_choice import ZHOU_2022

@@ -5,7 +5,8 @@ from __future__ import annotations
 from worthit.lab import predict
 from worthit.lab.claims import no_worse, superior
 from worthit.lab.experiment import Arm, Expectation, Experiment, Matched, Training
-from worthit.lab.experiments._states import LOSS, RECIPE, budgets, mamba, mamba2, stack, text
+from worthit.lab.experiments._states import budgets, mamba, mamba2, stack
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.lab.metrics import PARAMETERS, STEP_SECONDS
 from worthit.techniques.ssm._sources import DAO_2024
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from worthit.lab.claims import no_worse
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched, Training
-from worthit.lab.experiments._depths import BUDGETS, LOSS, RECIPE, stack, text, unseen
+from worthit.lab.experiments._depths import BUDGETS, stack, unseen
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.lab.metrics import PARAMETERS
 from worthit.nn.depth.mixture_of_depths import MixtureOfDepths, router_loss
 from worthit.spec.model import ModelSpec

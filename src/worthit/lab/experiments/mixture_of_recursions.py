@@ -6,7 +6,8 @@ from torch import nn
 
 from worthit.lab.claims import no_worse
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched, Training
-from worthit.lab.experiments._depths import BUDGETS, LOSS, RECIPE, stack, text, unseen
+from worthit.lab.experiments._depths import BUDGETS, stack, unseen
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.lab.metrics import PARAMETERS
 from worthit.nn.depth.mixture_of_recursions import MixtureOfRecursions
 from worthit.spec.model import ModelSpec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from worthit.lab.claims import ratio_between, superior
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched, Training
-from worthit.lab.experiments._depths import BUDGETS, LOSS, RECIPE, stack, text, unseen
+from worthit.lab.experiments._depths import BUDGETS, stack, unseen
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.lab.metrics import PARAMETERS
 from worthit.spec.model import ModelSpec
 from worthit.techniques.depth._sources import BAE_2024

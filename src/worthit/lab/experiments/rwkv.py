@@ -7,7 +7,8 @@ from dataclasses import replace
 from worthit.lab import models
 from worthit.lab.claims import no_worse, ratio_between
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched, Training
-from worthit.lab.experiments._states import LOSS, RECIPE, STATE_BYTES, budgets, text, unseen
+from worthit.lab.experiments._states import STATE_BYTES, budgets, unseen
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.lab.metrics import PARAMETERS
 from worthit.spec.model import ChannelMix, FeedForward, ModelSpec, Rwkv
 from worthit.techniques.ssm.rwkv import PENG_2023

@@ -5,7 +5,8 @@ from __future__ import annotations
 from worthit.lab import models
 from worthit.lab.claims import at_least
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched, Training
-from worthit.lab.experiments._states import RECIPE, STATE_BYTES, budgets, s4, stack, unseen
+from worthit.lab.experiments._states import STATE_BYTES, budgets, s4, stack, unseen
+from worthit.lab.experiments._text import RECIPE
 from worthit.lab.metrics import EXACT_MATCH
 from worthit.lab.tasks import task
 from worthit.spec.model import ModelSpec

@@ -6,16 +6,8 @@ from dataclasses import replace
 
 from worthit.lab.claims import at_least, superior
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched, Training
-from worthit.lab.experiments._states import (
-    QUICK,
-    RECIPE,
-    STATE_BYTES,
-    budgets,
-    mamba,
-    s4,
-    stack,
-    unseen,
-)
+from worthit.lab.experiments._states import QUICK, STATE_BYTES, budgets, mamba, s4, stack, unseen
+from worthit.lab.experiments._text import RECIPE
 from worthit.lab.metrics import ACCURACY
 from worthit.lab.tasks import task
 from worthit.techniques.ssm._sources import GU_2023

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from worthit.lab.claims import superior
 from worthit.lab.experiment import Arm, Budget, Expectation, Experiment, Matched, Training
-from worthit.lab.experiments._mixtures import (
-    ACTIVE,
-    BUDGETS,
-    LOSS,
-    RECIPE,
-    active,
-    balanced,
-    mixture,
-    text,
-)
+from worthit.lab.experiments._mixtures import ACTIVE, BUDGETS, active, balanced, mixture
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.lab.predict import unseen
 from worthit.spec.model import FeedForward, ModelSpec
 from worthit.techniques.moe._experts import DAI_2024

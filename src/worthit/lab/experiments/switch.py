@@ -16,15 +16,13 @@ from worthit.lab.experiment import (
 from worthit.lab.experiments._mixtures import (
     BUDGETS,
     IMBALANCE,
-    LOSS,
-    RECIPE,
     balanced,
     imbalance,
     mixture,
     routed,
-    text,
     unseen,
 )
+from worthit.lab.experiments._text import LOSS, RECIPE, text
 from worthit.spec.model import ModelSpec
 from worthit.techniques.moe._experts import FEDUS_2021
 
