@@ -234,6 +234,38 @@ def test_fused_attention_is_never_slower(case: Case) -> None:
         assert fused.micro.mid[0] <= naive.micro.mid[0] * (1 + EPS)
 
 
+@pytest.mark.parametrize("sparse_near", [None, 64])
+@pytest.mark.parametrize("prompt", [1, 63, 65, 5000])
+def test_fused_choice_of_blocks_is_never_slower(prompt: int, sparse_near: int | None) -> None:
+    """Random cases seldom have a prompt shorter than a block that attention chooses among."""
+    model = load_preset("smollm2-135m").map_layers(
+        lambda layer: replace(
+            layer,
+            mixers=tuple(
+                replace(m, sparse_keys=16, sparse_near=sparse_near)
+                if isinstance(m, Attention)
+                else m
+                for m in layer.mixers
+            ),
+        )
+    )
+    naive, fused = (
+        evaluate(
+            Case(
+                model=replace(model, context_len=8192),
+                workload=Serving(prompt=prompt, output=1, concurrency=1),
+                hardware=Hardware(device=load_device("h100")),
+                runtime=Runtime(attention=kind),
+            )
+        )
+        for kind in ("naive", "fused")
+    )
+    assert isinstance(naive, ServeCost)
+    assert isinstance(fused, ServeCost)
+    assert fused.step.mid[0] <= naive.step.mid[0] * (1 + EPS)
+    assert fused.prefill.mid[0] <= naive.prefill.mid[0] * (1 + EPS)
+
+
 @given(strategies.models())
 def test_active_parameters_are_among_the_stored(model: ModelSpec) -> None:
     params = count_params(model)

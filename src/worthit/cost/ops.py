@@ -117,7 +117,9 @@ def _choice(mixer: Attention, d: Number, heads: Number, kv_heads: Number, p: Pas
     """
     size, width = mixer.sparse_blocks[0], mixer.head_dim
     # Whole blocks before the token's own. Unfused, all of the pass are scored and masked after.
-    seen = p.visible() / size if p.is_fused else np.floor((p.past + p.new) / size)
+    seen = np.floor((p.past + p.new) / size)
+    if p.is_fused:
+        seen = np.minimum(p.visible() / size, seen)
     n_products = 1
     if mixer.sparse_near is not None:
         n_products = 2
@@ -138,8 +140,8 @@ def _choice(mixer: Attention, d: Number, heads: Number, kv_heads: Number, p: Pas
         * (p.past / size)
         * format_of(p.precision.cache).bytes
         / p.context,
+        # One kernel either way: what fusing saves is in `attend`.
         other=p.tokens * heads / p.tensor * width * activation_bytes(p),
-        is_fused=p.is_fused,
     )
 
 
