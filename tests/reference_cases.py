@@ -27,7 +27,8 @@ LAYERNORM = Norm(kind="layernorm", has_bias=True)
 def llama_2_7b() -> ModelSpec:
     """Llama 2 7B: 32 layers of 4096, 32 full heads; 6,738,415,616 parameters."""
     layer = Layer(
-        mixers=(Attention(n_heads=32, n_kv_heads=32, head_dim=128),), ffn=FeedForward(d_ff=11008)
+        mixers=(Attention(n_heads=32, n_kv_heads=32, head_dim=128, rotary_dim=128),),
+        ffn=FeedForward(d_ff=11008),
     )
     return ModelSpec(
         name="llama-2-7b", d_model=4096, vocab_size=32000, layers=(layer,) * 32, context_len=4096
