@@ -79,23 +79,30 @@ class Block(nn.Module):
         if self.is_parallel:
             h = _maybe(self.mixer_norm, x)
             beside = h if layer.has_one_norm else _maybe(self.ffn_norm, x)
-            added = self.mix(h, tokens, caches) + self.feed(beside, tokens, caches)
-            return x + layer.residual_scale * added
+            return x + (self.mixer_out(h, tokens, caches) + self.ffn_out(beside, tokens, caches))
         return self.second_half(self.first_half(x, tokens, caches), tokens, caches)
 
     def first_half(self, x: Tensor, tokens: Tokens, caches: list[object] | None = None) -> Tensor:
         """`x` with what its mixers add, where the two halves follow each other."""
         if not self.spec.mixers:
             return x
-        added = self.mix(_maybe(self.mixer_norm, x), tokens, caches)
-        return self._add(x, added, self.mixer_post_norm)
+        added = self.mixer_out(_maybe(self.mixer_norm, x), tokens, caches)
+        return self._joined(x, added, self.mixer_post_norm)
 
     def second_half(self, x: Tensor, tokens: Tokens, caches: list[object] | None = None) -> Tensor:
         """`x` with what its feed-forward adds."""
         if self.ffn is None:
             return x
-        added = self.feed(_maybe(self.ffn_norm, x), tokens, caches)
-        return self._add(x, added, self.ffn_post_norm)
+        added = self.ffn_out(_maybe(self.ffn_norm, x), tokens, caches)
+        return self._joined(x, added, self.ffn_post_norm)
+
+    def mixer_out(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:
+        """What the mixers add to the stream, of their normalised input `h`."""
+        return self._added(self.mix(h, tokens, caches), self.mixer_post_norm)
+
+    def ffn_out(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:
+        """What the feed-forward adds to the stream, of its normalised input `h`."""
+        return self._added(self.feed(h, tokens, caches), self.ffn_post_norm)
 
     def mix(self, h: Tensor, tokens: Tokens, caches: list[object] | None) -> Tensor:
         """The sum of the mixers on the same input."""
@@ -118,13 +125,14 @@ class Block(nn.Module):
         y: Tensor = self.ffn(h, tokens)
         return y
 
-    def _add(self, x: Tensor, added: Tensor, after: nn.Module | None) -> Tensor:
-        layer = self.spec
-        if layer.placement == "post":
-            y: Tensor = _maybe(after, x + layer.residual_scale * added)
-            return y
-        added = _maybe(after, added)
-        return x + (added if layer.residual_scale == 1.0 else layer.residual_scale * added)
+    def _added(self, y: Tensor, after: nn.Module | None) -> Tensor:
+        scale = self.spec.residual_scale
+        if self.spec.placement != "post":
+            y = _maybe(after, y)
+        return y if scale == 1.0 else scale * y
+
+    def _joined(self, x: Tensor, added: Tensor, after: nn.Module | None) -> Tensor:
+        return _maybe(after, x + added) if self.spec.placement == "post" else x + added
 
     def new_caches(self) -> list[object]:
         """An empty cache for each mixer, and for a feed-forward that remembers."""

@@ -140,6 +140,23 @@ def attend_plainly(
     `softcap` bends scores to within +-softcap (Gemma 2); `sinks` `(n_heads,)` are extra scores that
     take part in the softmax and carry no value (gpt-oss).
     """
+    weights = attention_weights(
+        q, k, scale=scale, mask=mask, bias=bias, softcap=softcap, sinks=sinks
+    )
+    return weights @ repeat_heads(v, q.shape[1] // k.shape[1])
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """How much each query reads of each key, `(batch, n_heads, n, m)`; see `attend_plainly`."""
     groups = q.shape[1] // k.shape[1]
     scores = q @ repeat_heads(k, groups).transpose(-1, -2) * scale
     if softcap is not None:
@@ -152,9 +169,7 @@ def attend_plainly(
         column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, column], dim=-1)
     weights = scores.float().softmax(dim=-1).to(q.dtype)
-    if sinks is not None:
-        weights = weights[..., :-1]
-    return weights @ repeat_heads(v, groups)
+    return weights if sinks is None else weights[..., :-1]
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
