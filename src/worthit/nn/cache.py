@@ -67,6 +67,14 @@ class GrowingTensor:
         """Forget all but the first `n`."""
         self.length = min(self.length, n)
 
+    def keep_of_last(self, n: int, index: Tensor) -> None:
+        """Of the last `n` rows keep those that `index` names from 0 on, in its order."""
+        last = self.value[..., self.length - n :, :]
+        # A copy first: where rows go to is where others come from.
+        kept = last.index_select(-2, index)
+        last[..., : len(index), :] = kept
+        self.length += len(index) - n
+
     def keep(self, index: Tensor) -> None:
         """Keep the rows that `index` `(..., n)` names, in its order, head by head."""
         assert self._room is not None
@@ -145,6 +153,16 @@ class KVCache:
         self.keys.truncate(self.keys.length - n)
         self.values.truncate(self.values.length - n)
 
+    def keep_of_last(self, n: int, index: Tensor) -> None:
+        """Of the last `n` tokens keep those that `index` names: a path of a tree."""
+        if self.window is not None and n - len(index) > self.spare:
+            raise InputError(
+                f"a window of {self.window} tokens that spares {self.spare} cannot drop "
+                f"{n - len(index)} of a tree; make its cache with as many to spare"
+            )
+        self.keys.keep_of_last(n, index)
+        self.values.keep_of_last(n, index)
+
     def fork(self) -> KVCache:
         """A copy that grows by itself."""
         copy = KVCache(self.window, spare=self.spare)
@@ -181,6 +199,11 @@ class LatentCache:
         """Forget the last `n` tokens."""
         self.latents.truncate(self.latents.length - n)
         self.rotary_keys.truncate(self.rotary_keys.length - n)
+
+    def keep_of_last(self, n: int, index: Tensor) -> None:
+        """Of the last `n` tokens keep those that `index` names: a path of a tree."""
+        self.latents.keep_of_last(n, index)
+        self.rotary_keys.keep_of_last(n, index)
 
     def fork(self) -> LatentCache:
         """A copy that grows by itself."""
@@ -293,6 +316,23 @@ class Cache:
         self.length -= n
         if self.is_real is not None:
             self.is_real = self.is_real[:, : self.length]
+
+    def keep_of_last(self, n: int, index: Tensor) -> None:
+        """Of the last `n` tokens keep those that `index` names from 0 on, in its order.
+
+        Raises:
+            InputError: a cache that has no single tokens to keep, or has let go of some.
+        """
+        for cache in self:
+            keep = getattr(cache, "keep_of_last", None)
+            if keep is None:
+                raise InputError(
+                    f"a {type(cache).__name__} cannot keep some of its last tokens and drop others "
+                    "between them; draft chains, which are cut at the end"
+                )
+            keep(n, index)
+        self.length -= n - len(index)
+        assert self.is_real is None, "trees are of one sequence, and that is not padded"
 
     def fork(self) -> Cache:
         """A copy that goes on by itself."""

@@ -33,6 +33,8 @@ class Tokens:
         low_rank: `(context_len, rank)`, what projects keys along the sequence, shared likewise.
         slot_positions: `(batch, past + n)`, the place of every slot where tokens were left out
             between them; None where they follow each other.
+        among: `(n, m)` booleans, which of the last `m` slots, this pass's tokens the last of them,
+            each token may look at, where they are no chain but a tree; None for all up to itself.
         parts: the sequences whose tokens stand side by side in the one row of a ragged pass, each
             described by itself; None in a batch of rows (see `worthit.nn.ragged`).
         start: where a part begins in its pass.
@@ -47,6 +49,7 @@ class Tokens:
     relative_bias: RelativeBias | None = None
     low_rank: Tensor | None = None
     slot_positions: Tensor | None = None
+    among: Tensor | None = None
     parts: list[Tokens] | None = None
     start: int = 0
     is_exact: bool = False

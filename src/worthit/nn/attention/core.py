@@ -28,19 +28,24 @@ def causal_mask(
     """What the new tokens may look at among the last `n_keys` slots; None when that is everything.
 
     A query in slot i sees slots j <= i that are real, within `window` (i - j < window), and in its
-    own chunk of positions.
+    own chunk of positions. In a tree it sees its ancestors, and distances are those of places.
     """
     total = tokens.past + tokens.n
     if window is not None and window >= total:
         window = None
     is_open = tokens.is_real is None and chunk is None and window is None
-    if is_open and tokens.n == 1:
+    if is_open and tokens.among is None and tokens.n == 1:
         return None
 
     def make() -> Tensor:
         queries = torch.arange(tokens.past, total, device=device)[:, None]
         slots = torch.arange(total - n_keys, total, device=device)[None, :]
         mask = (slots <= queries)[None, None]
+        if tokens.among is not None:
+            mask = mask.clone()
+            mask[..., n_keys - tokens.among.shape[1] :] = tokens.among
+            queries = tokens.positions[0, :, None]
+            slots = tokens.key_positions()[:1, -n_keys:]
         if window is not None:
             mask = mask & (queries - slots < window)
         if chunk is not None:

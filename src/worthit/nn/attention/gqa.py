@@ -140,6 +140,7 @@ class GroupedQueryAttention(Mixer):
             mask=mask,
             is_causal=tokens.past == 0
             and tokens.is_real is None
+            and tokens.among is None
             and a.chunk is None
             and not is_local,
             bias=self._bias(tokens, k.shape[2]),

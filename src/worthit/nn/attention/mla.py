@@ -111,7 +111,7 @@ class MultiHeadLatentAttention(Mixer):
             latents,
             rotary_keys,
             mask=causal_mask(tokens, n_keys, q_nope.device),
-            is_causal=tokens.past == 0 and tokens.is_real is None,
+            is_causal=tokens.past == 0 and tokens.is_real is None and tokens.among is None,
             bias=self._bias(tokens, n_keys),
         )
 
