@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from technique_cases import device, llama_8b, llama_70b, serving, training
 
-from worthit.spec.case import Case, Data, Layout, Runtime
+from worthit.spec.case import INSIDES, Case, Data, Layout, Runtime
 from worthit.spec.model import (
     Attention,
     ChannelMix,
@@ -166,6 +166,11 @@ def with_checkpoints(case: Case, n: int) -> Case:
     return replace(case, data=Data(checkpoints=n))
 
 
+def looking_inside(need: str) -> Case:
+    """A served model whose activations are wanted for something, with labels at hand."""
+    return replace(serving(llama_8b()), data=Data(inside=need, labels=200))
+
+
 # Built once: frozen, and shared by every test.
 CASES: dict[str, Case] = {
     "mha-chat": serving(llama_2_7b(), concurrency=8),
@@ -187,6 +192,7 @@ CASES: dict[str, Case] = {
     "post-norm-training": training(post_norm(), seq=512),
     "merge-training": with_checkpoints(training(llama_8b(), n_devices=8), 2),
     "merge-serving": with_checkpoints(serving(llama_8b()), 2),
+    **{f"inside-{need}": looking_inside(need) for need in INSIDES},
     "tutor-serving": replace(
         serving(tutor(), prompt=16, output=16),
         stage="design",

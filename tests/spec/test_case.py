@@ -291,7 +291,9 @@ def test_the_complete_example_states_what_it_shows() -> None:
     assert (case.hardware.device.id, case.hardware.n_devices) == ("h100", 2)
     assert case.hardware.layout == Layout(tensor=2)
     assert case.runtime.prefill_chunk == 2048
-    assert case.data == Data(unique_tokens=500_000_000, repeat_epochs=1.0, checkpoints=2)
+    assert case.data == Data(
+        unique_tokens=500_000_000, repeat_epochs=1.0, checkpoints=2, inside="control", labels=200
+    )
     assert (case.goal, case.max_adoption) == ("throughput", "calibrate")
     assert case.warnings == ()
 

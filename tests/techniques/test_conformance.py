@@ -35,6 +35,7 @@ EXPECTED = {
     "parallel": "tensor-parallel pipeline-parallel expert-parallel context-parallel fsdp "
     "activation-checkpointing",
     "merging": "task-arithmetic linear slerp ties dare-ties dare-linear passthrough",
+    "interpretability": "difference-in-means linear-probe ccs nullspace-projection conceptor",
 }
 RECORDS = list(catalogue().values())
 

@@ -108,6 +108,8 @@ TITLES: dict[str, tuple[str, str, str]] = {
         "",
         "what merged weights still know is not visible to a cost model",
     ),
+    "opacity": ("quality", "", "what activations mean is not visible to a cost model"),
+    "control": ("quality", "", "whether behaviour follows is not visible to a cost model"),
     "expert-imbalance": ("quality", "", "the balance of experts is not visible to a cost model"),
 }
 

@@ -274,7 +274,7 @@ def _judge_one(
     reachable = base.context_shortfall <= base.context_shortfall[0]
     nearest = flips(base.points, c.decision, reachable | (c.metric == "context_shortfall"))
     if unseen and (c.now == NO or present):
-        verdict, nearest = _verdict_on_unseen(case, present, reached, c.predicted), []
+        verdict, nearest = _verdict_on_unseen(t, case, present, reached, c.predicted), []
     else:
         verdict, nearest = _verdict(t, case, c.now, nearest, is_free=present or reached)
         if verdict == "apply" and c.was_impossible and not present and _changes_model(t):
@@ -396,12 +396,15 @@ def _ceiling(cause: str, share: float) -> float | None:
     return 1 / (1 - share)
 
 
-def _verdict_on_unseen(case: Case, present: bool, reached: bool, predicted: Predicted) -> Decision:
+def _verdict_on_unseen(
+    t: Technique, case: Case, present: bool, reached: bool, predicted: Predicted
+) -> Decision:
     """Cost cannot see what the technique is for: it can only see what it takes."""
     if present:
         return "apply"
     hurts = predicted.low > 1 + THRESHOLD
-    can_try = reached and (case.stage == "design" or isinstance(case.workload, Training))
+    trains = case.stage == "design" or isinstance(case.workload, Training)
+    can_try = reached and (trains or not _changes_model(t))
     return "defer" if can_try and not hurts else "never"
 
 

@@ -8,7 +8,7 @@ with the model, the runtime or the layout changed.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Literal, get_args
 
 from worthit._record import record
 from worthit.errors import CaseError
@@ -21,6 +21,8 @@ Goal = Literal["latency", "throughput", "memory", "train-time"]
 Merge = Literal[
     "linear", "task-arithmetic", "slerp", "ties", "dare-ties", "dare-linear", "passthrough"
 ]
+Inside = Literal["represent", "control", "circuit", "debug", "detect"]
+INSIDES: tuple[Inside, ...] = get_args(Inside)
 
 
 @record
@@ -246,7 +248,8 @@ class Runtime:
     ones are quantized a group at a time; None quantizes every token by itself. `recompute`: which
     activations are recomputed in the backward pass.
     `optimizer_bytes_per_param` counts states and the master copy. `merge` is the method by which
-    the weights were, or are to be, made of `data.checkpoints` instead of trained.
+    the weights were, or are to be, made of `data.checkpoints` instead of trained. `inside` names
+    the technique by which the model is looked into or steered while it runs.
     """
 
     attention: Literal["naive", "fused"] = "fused"
@@ -266,6 +269,7 @@ class Runtime:
     micro_batch: int = 1
     tokens_to_target: Range | None = None
     merge: Merge | None = None
+    inside: str | None = None
 
 
 @record
@@ -274,11 +278,17 @@ class Data:
 
     `checkpoints` counts the fine-tuned checkpoints of the case's model that exist and could be
     merged, each for a task of its own.
+    `inside` is what is wanted of the model's activations: to know what they `represent`, to
+    `control` behaviour by them, to find the `circuit` of a computation, to `debug` an output, or to
+    `detect` what the text does not show. `labels` counts the labelled texts, or contrast pairs, of
+    it that exist.
     """
 
     unique_tokens: int | None = None
     repeat_epochs: float | None = None
     checkpoints: int | None = None
+    inside: Inside | None = None
+    labels: int | None = None
 
 
 @record

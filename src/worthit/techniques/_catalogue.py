@@ -24,6 +24,7 @@ FAMILIES = (
     "optimizer",
     "parallel",
     "merging",
+    "interpretability",
 )
 
 

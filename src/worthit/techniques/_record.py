@@ -36,10 +36,14 @@ Bottleneck = Literal[
     "quality",
     "stability",
     "separate-skills",
+    "opacity",
+    "control",
 ]
 
 # Bottlenecks that no cost model sees: evidence is cited and an experiment decides.
-UNSEEN: frozenset[str] = frozenset({"quality", "stability", "expert-imbalance", "separate-skills"})
+UNSEEN: frozenset[str] = frozenset(
+    {"quality", "stability", "expert-imbalance", "separate-skills", "opacity", "control"}
+)
 
 Metric = Literal[
     "s_per_token", "ttft_s", "stall_s", "memory_bytes", "train_total_s", "context_shortfall"
