@@ -145,6 +145,7 @@ def test_a_model_of_a_package_is_found_by_name_without_importing_it(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, package, raising=False)
     assert find_wheel(name) == folder / "model.gguf"
+    assert find_wheel("smollm2-135m") == folder / "model.gguf"
     assert package not in sys.modules
 
 

