@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from worthit.spec.codec import from_json, to_json
-from worthit.spec.preference_facts import PreferenceFacts, facts_of, noise_of, wilson
+from worthit.spec.preference_facts import PreferenceFacts
+from worthit.spec.preference_stats import facts_of, noise_of, wilson
 from worthit.spec.preferences import from_rows
 
 
