@@ -34,7 +34,6 @@ EXPECTED = {
     "optimizer": "muon shampoo soap",
     "parallel": "tensor-parallel pipeline-parallel expert-parallel context-parallel fsdp "
     "activation-checkpointing",
-    "alignment": "dpo ipo kto simpo orpo spin rlaif constitutional-ai",
     "merging": "task-arithmetic linear slerp ties dare-ties dare-linear passthrough",
     "interpretability": "difference-in-means linear-probe ccs nullspace-projection conceptor",
 }

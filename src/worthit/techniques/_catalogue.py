@@ -23,7 +23,6 @@ FAMILIES = (
     "precision",
     "optimizer",
     "parallel",
-    "alignment",
     "merging",
     "interpretability",
 )

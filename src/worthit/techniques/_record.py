@@ -38,20 +38,11 @@ Bottleneck = Literal[
     "separate-skills",
     "opacity",
     "control",
-    "preferences",
 ]
 
 # Bottlenecks that no cost model sees: evidence is cited and an experiment decides.
 UNSEEN: frozenset[str] = frozenset(
-    {
-        "quality",
-        "stability",
-        "expert-imbalance",
-        "separate-skills",
-        "opacity",
-        "control",
-        "preferences",
-    }
+    {"quality", "stability", "expert-imbalance", "separate-skills", "opacity", "control"}
 )
 
 Metric = Literal[

@@ -7,8 +7,8 @@ and evaluation know nothing else about it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +31,26 @@ class Batch:
     input_ids: Tensor
     targets: Tensor
     groups: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """How many things the loss of this batch is the mean of: its targets."""
+        return int((self.targets != IGNORE).sum())
+
+    def to(self, device: torch.device) -> Self:
+        """This batch on `device`."""
+        return replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device))
+
+    def part(self, i: int, n: int) -> Self:
+        """The `i`-th of `n` parts with equally many rows."""
+        each = len(self.input_ids) // n
+        rows = slice(i * each, (i + 1) * each)
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            targets=self.targets[rows],
+            groups=self.groups[rows],
+        )
 
 
 class Data(Protocol):

@@ -110,6 +110,7 @@ class _Run:
         self.model, self.recipe = model, recipe
         self.device = device_of(model)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         self.optimizer = make_optimizer(model, recipe)
         self.average = Average(self.parameters, recipe.ema_decay)
         self.generator = torch.Generator().manual_seed(seed_for("data", seed))
@@ -153,7 +154,7 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
         return {
-            "model": self.model.state_dict(),
+            "model": {n: t for n, t in self.model.state_dict().items() if n not in self.frozen},
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.values,
             "generator": self.generator.get_state(),
@@ -162,7 +163,8 @@ class _Run:
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take `state` back."""
-        self.model.load_state_dict(saved["model"])
+        # What is frozen is what the model was given with, and in no checkpoint.
+        self.model.load_state_dict(saved["model"], strict=not self.frozen)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.average.load(saved["average"])
         self.generator.set_state(saved["generator"])

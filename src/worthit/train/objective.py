@@ -39,8 +39,8 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def n_targets(batch: Batch) -> int:
-    """How many tokens of `batch` there are to learn."""
-    return int((batch.targets != IGNORE).sum())
+    """How many things the loss of `batch` is the mean of."""
+    return batch.weight
 
 
 def parts(batch: Batch, n: int) -> Iterator[tuple[Batch, float]]:
@@ -53,10 +53,8 @@ def parts(batch: Batch, n: int) -> Iterator[tuple[Batch, float]]:
         yield batch, 1.0
         return
     total = n_targets(batch)
-    each = len(batch.input_ids) // n
-    for start in range(0, len(batch.input_ids), each):
-        rows = slice(start, start + each)
-        part = Batch(batch.input_ids[rows], batch.targets[rows], batch.groups[rows])
+    for i in range(n):
+        part = batch.part(i, n)
         if count := n_targets(part):
             yield part, count / total
 
@@ -88,4 +86,4 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """`batch` on `device`; itself where it is there."""
     if batch.input_ids.device == device:
         return batch
-    return Batch(batch.input_ids.to(device), batch.targets.to(device), batch.groups)
+    return batch.to(device)

@@ -1,1 +1,0 @@
-"""Records of learning from preferences; the baseline is a reward model with PPO or GRPO."""
