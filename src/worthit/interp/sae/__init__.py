@@ -1,0 +1,1 @@
+"""Sparse autoencoders: readable features of activations; one kind a file."""
