@@ -35,7 +35,9 @@ EXPECTED = {
     "parallel": "tensor-parallel pipeline-parallel expert-parallel context-parallel fsdp "
     "activation-checkpointing",
     "merging": "task-arithmetic linear slerp ties dare-ties dare-linear passthrough",
-    "interpretability": "difference-in-means linear-probe ccs nullspace-projection conceptor",
+    "interpretability": "difference-in-means linear-probe ccs sae-steering activation-addition "
+    "directional-ablation nullspace-projection conceptor activation-patching knowledge-editing "
+    "uncertainty-features",
 }
 RECORDS = list(catalogue().values())
 
