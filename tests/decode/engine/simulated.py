@@ -15,7 +15,8 @@ import torch
 from worthit.decode.cache.prefix import namespace
 from worthit.decode.engine.memory import Group, Memory
 from worthit.decode.engine.scheduler import Part
-from worthit.decode.engine.sequence import Sequence
+from worthit.decode.speculative.drafter import Asked, Plain, Verified
+from worthit.decode.speculative.tree import Tree
 from worthit.nn.cache import Cache, StateCache
 
 VOCAB = 53
@@ -151,21 +152,27 @@ class SimulatedRunner:
 
 def new_ids(part: Part) -> list[int]:
     s = part.sequence
-    return (s.ids + s.draft)[s.n_computed : s.n_computed + part.n]
+    return [*s.ids, *s.draft.tokens][s.n_computed : s.n_computed + part.n]
 
 
-class Guesser:
+class Guesser(Plain):
     """Proposes what will be said, with mistakes."""
 
     def __init__(self, seed: int, *, window: int | None = None, accuracy: float = 0.7) -> None:
         self.random, self.window, self.accuracy = random.Random(seed), window, accuracy
 
-    def propose(self, sequence: Sequence) -> list[int]:
-        draft = greedy(sequence.ids, self.random.randrange(4), window=self.window)
-        return [
-            t if self.random.random() < self.accuracy else self.random.randrange(VOCAB)
-            for t in draft
-        ]
+    def propose(self, asked: Ids[Asked]) -> list[Tree]:
+        return [self._of(one) for one in asked]
 
-    def observe(self, sequence: Sequence, n_drafted: int, n_accepted: int) -> None:
-        assert 0 <= n_accepted <= n_drafted
+    def _of(self, one: Asked) -> Tree:
+        draft = greedy(one.ids, min(one.most, self.random.randrange(4)), window=self.window)
+        return Tree.chain(
+            [
+                t if self.random.random() < self.accuracy else self.random.randrange(VOCAB)
+                for t in draft
+            ]
+        )
+
+    def observe(self, one: Asked, verified: Verified) -> None:
+        assert len(verified.path) <= len(verified.tree)
+        assert verified.start + verified.n < len(one.ids) + 1

@@ -78,8 +78,10 @@ def test_drafts_do_not_change_what_is_stored(name: str) -> None:
     model, prompts = small_model(), asked(3)
     want = [alone(model, p, 40, CACHES[name]) for p in prompts]
     oracle = Oracle([p + w for p, w in zip(prompts, want, strict=True)])
-    config = EngineConfig(max_batch_tokens=512, max_sequences=3, cache=CACHES[name])
-    engine = Engine(model, config=config, proposer=oracle)
+    config = EngineConfig(
+        max_batch_tokens=512, max_sequences=3, cache=CACHES[name], has_draft_control=False
+    )
+    engine = Engine(model, config=config, drafter=oracle)
     got = engine.generate([Request(prompt=p, max_tokens=40) for p in prompts])
     assert [one.ids for one in got] == want
     assert 0 < engine.stats.n_accepted_tokens < engine.stats.n_draft_tokens

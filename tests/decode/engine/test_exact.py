@@ -29,7 +29,7 @@ class Recording:
             end = p.sequence.n_computed + p.n
             for i in range(p.n_rows):
                 place = end - p.n_rows + i
-                known = tuple((p.sequence.ids + p.sequence.draft)[: place + 1])
+                known = tuple([*p.sequence.ids, *p.sequence.draft.tokens][: place + 1])
                 self.seen.setdefault(known, []).append(logits[at + i].clone())
             at += p.n_rows
         return logits
@@ -37,11 +37,11 @@ class Recording:
 
 def logits_of(model: Decoder, prompts: list[list[int]], **options: object) -> dict:
     """Of every prefix that a choice was made after: its logits, which must all be one."""
-    proposer = options.pop("proposer", None)
+    drafter = options.pop("drafter", None)
     again = options.pop("again", False)
     is_exact = options.pop("is_exact", True)
-    config = EngineConfig(is_exact=is_exact, block_tokens=4, **options)
-    engine = Engine(model, config=config, proposer=proposer)
+    config = EngineConfig(is_exact=is_exact, block_tokens=4, has_draft_control=False, **options)
+    engine = Engine(model, config=config, drafter=drafter)
     recording = Recording(engine)
     for _ in range(1 + again):
         got = engine.generate([Request(prompt=p, max_tokens=10) for p in prompts])
@@ -78,7 +78,7 @@ def test_every_bit_is_that_of_the_sequence_alone(name: str, dtype: torch.dtype) 
         "with drafts": {
             "max_batch_tokens": 64,
             "max_sequences": 3,
-            "proposer": Oracle(sorted(texts, key=len, reverse=True)),
+            "drafter": Oracle(sorted(texts, key=len, reverse=True)),
         },
     }
     for way, options in ways.items():

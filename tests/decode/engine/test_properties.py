@@ -44,7 +44,7 @@ class Load:
         self.engine = Engine(
             config=config,
             runner=self.runner,
-            proposer=Guesser(seed, window=self.window) if drafts else None,
+            drafter=Guesser(seed, window=self.window) if drafts else None,
             clock=lambda: self.now,
         )
         self.requests: dict[str, Request] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as Ids
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from decode.engine.test_engine import model_of, prompts
 
 from worthit.decode.cache import paged
 from worthit.decode.engine import Engine, EngineConfig, QueueFull, Request
-from worthit.decode.engine.sequence import Sequence
 from worthit.decode.generate import generate
 from worthit.decode.sampling import Sampling
+from worthit.decode.speculative.drafter import Asked, Plain
+from worthit.decode.speculative.tree import Tree
 from worthit.errors import InputError
 
 CONFIG = EngineConfig(max_batch_tokens=16, max_sequences=4, block_tokens=4, n_blocks=40)
@@ -235,22 +238,22 @@ def test_preempted_requests_say_what_they_would_have_said(
     assert engine.memory.n_held == 0
 
 
-class Oracle:
+class Oracle(Plain):
     """Knows what will be said; every third guess is wrong."""
 
     def __init__(self, texts: list[list[int]]) -> None:
         self.texts, self.n = texts, 0
 
-    def propose(self, sequence: Sequence) -> list[int]:
-        text = next(t for t in self.texts if t[: len(sequence.ids)] == sequence.ids)
-        draft = text[len(sequence.ids) :][:3]
+    def propose(self, asked: Ids[Asked]) -> list[Tree]:
+        return [self._of(one) for one in asked]
+
+    def _of(self, one: Asked) -> Tree:
+        text = next(t for t in self.texts if t[: len(one.ids)] == one.ids)
+        draft = text[len(one.ids) :][: min(3, one.most)]
         self.n += 1
         if self.n % 3 == 0 and draft:
             draft[-1] = (draft[-1] + 1) % 40
-        return draft
-
-    def observe(self, sequence: Sequence, n_drafted: int, n_accepted: int) -> None:
-        pass
+        return Tree.chain(draft)
 
 
 @pytest.mark.parametrize("name", ["grouped", "latent", "window", "mamba2", "hybrid", "recursive"])
@@ -259,7 +262,8 @@ def test_drafts_change_how_fast_and_not_what(name: str) -> None:
     asked = prompts(5)
     want = [generate(model, p, max_tokens=12)[0].ids for p in asked]
     oracle = Oracle([p + w for p, w in zip(asked, want, strict=True)])
-    engine = Engine(model, config=CONFIG, proposer=oracle)
+    config = replace(CONFIG, has_draft_control=False)
+    engine = Engine(model, config=config, drafter=oracle)
     got = engine.generate([Request(prompt=p, max_tokens=12, logprobs=0) for p in asked])
     assert [one.ids for one in got] == want
     stats = engine.stats

@@ -34,10 +34,8 @@ def said(accept, p, q, seed: int, *, is_drawn: bool) -> torch.Tensor:
     before, guesses, from_q = torch.full((N,), V), [], []
     for _ in range(K):
         row = q[before]
-        if is_drawn:
-            guess = torch.multinomial(row, 1, generator=generator)[:, 0]
-        else:
-            guess = row.argmax(-1)
+        drawn_ones = torch.multinomial(row, 1, generator=generator)[:, 0]
+        guess = drawn_ones if is_drawn else row.argmax(-1)
         guesses.append(guess)
         from_q.append(row)
         before = guess
@@ -162,7 +160,7 @@ def test_a_picked_guess_spends_the_chance_that_none_would() -> None:
     for u in (0.01, 0.3, 0.77, 0.99):
         want = drawn(p[V], u)
         for guess in range(V):
-            token, child = pick(p[V], Tree.chain([guess]), ROOT, lambda: u)
+            token, child = pick(p[V], Tree.chain([guess]), ROOT, iter([u]).__next__)
             assert token == want
             assert (child == 0) == (guess == want)
 

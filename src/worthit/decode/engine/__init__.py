@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worthit.decode.engine.config import EngineConfig
-from worthit.decode.engine.engine import Engine, Proposer
+from worthit.decode.engine.engine import Engine
 from worthit.decode.engine.grammar import Grammar
 from worthit.decode.engine.request import (
     Completion,
@@ -25,7 +25,6 @@ __all__ = [
     "Grammar",
     "Histogram",
     "Output",
-    "Proposer",
     "QueueFull",
     "Request",
     "Sample",

@@ -108,6 +108,23 @@ def _is_masked(sequence: Sequence) -> bool:
 
 
 def _pick(logits: Tensor, sampling: Sampling, sequences: Ids[Sequence]) -> list[int]:
+    logits = _allowed(logits, sampling, sequences)
+    if sampling.is_greedy:
+        return largest(logits)
+    chances = torch.tensor([s.chance.next() for s in sequences], dtype=torch.float64)
+    drawn: list[int] = draw(restrict(logits, sampling).softmax(dim=-1), chances).tolist()
+    return drawn
+
+
+def law_of(logits: Tensor, sequence: Sequence) -> Tensor:
+    """What the next token of a sequence is drawn from, `(vocab_size,)`, by logits of one row."""
+    sampling = sequence.request.sampling
+    logits = _allowed(logits[None], sampling, [sequence])
+    return restrict(logits, sampling).softmax(dim=-1)[0]
+
+
+def _allowed(logits: Tensor, sampling: Sampling, sequences: Ids[Sequence]) -> Tensor:
+    """Logits after penalties, without the tokens that may not be said now."""
     logits = adjust(
         logits.float(),
         sampling,
@@ -119,11 +136,7 @@ def _pick(logits: Tensor, sampling: Sampling, sequences: Ids[Sequence]) -> list[
         none = torch.zeros(logits.shape[-1], dtype=torch.bool)
         masks = torch.stack([none if one is None else one for one in forbidden])
         logits = logits.masked_fill(masks, -torch.inf)
-    if sampling.is_greedy:
-        return largest(logits)
-    chances = torch.tensor([s.chance.next() for s in sequences], dtype=torch.float64)
-    drawn: list[int] = draw(restrict(logits, sampling).softmax(dim=-1), chances).tolist()
-    return drawn
+    return logits
 
 
 def _forbidden(sequence: Sequence, vocab_size: int) -> Tensor | None:

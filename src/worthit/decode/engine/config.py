@@ -29,6 +29,9 @@ class EngineConfig:
         snapshot_bytes: memory for recurrent states at the ends of prefixes.
         patience_s: a request of priority p is treated as if it had come p times this earlier. Later
             ones of higher priority overtake for so long and no longer: nobody starves.
+        draft_tokens: tokens of a draft, at most; all branches of a tree together.
+        has_draft_control: how many is decided for each request, by what verifying costs here,
+            which is measured when the engine starts, and by how its drafts fared.
         is_exact: every number is computed by operations whose results do not depend on what else
             is in the step (see docs/engine.md); slower.
     """
@@ -43,6 +46,8 @@ class EngineConfig:
     has_prefix_caching: bool = True
     snapshot_bytes: int = 64 * 2**20
     patience_s: float = 10.0
+    draft_tokens: int = 7
+    has_draft_control: bool = True
     is_exact: bool = False
 
     def __post_init__(self) -> None:
@@ -55,6 +60,7 @@ class EngineConfig:
                 ("block_tokens", 1),
                 ("snapshot_bytes", 0),
                 ("patience_s", 0),
+                ("draft_tokens", 1),
                 ("cache_bytes", 1),
                 ("n_blocks", 1),
             )

@@ -18,13 +18,14 @@ import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from worthit.decode.engine.chooser import Chance, Choice, choose, logprob_of
+from worthit.decode.engine.chooser import Chance, Choice, choose, law_of, logprob_of
 from worthit.decode.engine.config import EngineConfig
+from worthit.decode.engine.drafts import Drafts
 from worthit.decode.engine.grammar import Grammars
 from worthit.decode.engine.request import (
     Completion,
@@ -41,6 +42,9 @@ from worthit.decode.engine.scheduler import Part, Scheduler
 from worthit.decode.engine.sequence import News, Sequence
 from worthit.decode.engine.stats import Stats
 from worthit.decode.generate import TextStream
+from worthit.decode.speculative.accept import child_of, pick
+from worthit.decode.speculative.drafter import NOTHING, Drafter
+from worthit.decode.speculative.tree import ROOT
 from worthit.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,16 +57,6 @@ MAX_STOPS = 64
 MAX_LOGPROBS = 50
 
 
-class Proposer(Protocol):
-    """Guesses tokens that may follow; the engine keeps those that the model would have chosen."""
-
-    def propose(self, sequence: Sequence) -> Ids[int]:
-        """A few tokens to follow `sequence.ids`, or none; called once a step."""
-
-    def observe(self, sequence: Sequence, n_drafted: int, n_accepted: int) -> None:
-        """How many of the proposed were right; called after each draft."""
-
-
 class Engine:
     """Runs requests side by side on one model.
 
@@ -71,6 +65,7 @@ class Engine:
         tokenizer: for prompts that are text, for text in outputs, stop strings and grammars.
         config: limits; see `EngineConfig`.
         runner: in place of one of `model`.
+        drafter: guesses tokens that may follow; the text is the same with and without.
         clock: seconds, of any origin.
     """
 
@@ -81,7 +76,7 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         runner: Runner | None = None,
-        proposer: Proposer | None = None,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = EngineConfig() if config is None else config
@@ -89,7 +84,7 @@ class Engine:
             if model is None:
                 raise InputError("model: an engine needs one, or a runner")
             runner = ModelRunner(model, self.config)
-        self.runner, self.tokenizer, self.proposer = runner, tokenizer, proposer
+        self.runner, self.tokenizer = runner, tokenizer
         self.clock = clock
         self.memory = runner.memory
         self.scheduler = Scheduler(
@@ -98,6 +93,7 @@ class Engine:
             max_sequences=self.config.max_sequences,
         )
         self.stats = Stats(n_blocks=self.memory.n_blocks)
+        self.drafts = None if drafter is None else Drafts(drafter, runner, self.config, clock)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, runner.vocab_size)
         # Unfinished samples of each request.
         self._live: dict[str, list[Sequence]] = {}
@@ -208,11 +204,13 @@ class Engine:
         grammar = None
         if request.grammar is not None and self._grammars is not None:
             grammar = self._grammars.start(request.grammar)
+        own = list(ids)
         return Sequence(
             request=request,
             id=name,
             index=index,
-            ids=list(ids),
+            ids=own,
+            asked=None if self.drafts is None else self.drafts.asked(request, own, index, seed),
             n_prompt=len(ids),
             max_tokens=self._max_tokens(request, len(ids)),
             stop_ids=frozenset(stop_ids),
@@ -245,8 +243,8 @@ class Engine:
     def step(self) -> list[Output]:
         """Compute one step and return what is new; an empty list where there is nothing to do."""
         started = self.clock()
-        if self.proposer is not None:
-            self._propose(self.proposer)
+        if self.drafts is not None:
+            self.drafts.propose(self.scheduler.running)
         plan = self.scheduler.plan()
         self.stats.n_preemptions += len(plan.preempted)
         if plan.parts:
@@ -297,19 +295,13 @@ class Engine:
         self._unread = others
         return [found[name] for name in order]
 
-    def _propose(self, proposer: Proposer) -> None:
-        for sequence in self.scheduler.running:
-            # What is not computed yet has no successor to guess, and a prompt may have followers.
-            is_ready = sequence.n_said and sequence.n_computed + 1 == len(sequence.ids)
-            if is_ready and sequence.n_left > 1:
-                most = min(sequence.n_left, self.memory.n_alike(sequence)) - 1
-                sequence.draft = list(proposer.propose(sequence))[:most] if most else []
-
     def _advance(self, parts: Ids[Part], logits: Tensor) -> None:
         """Move everybody on by what was computed; choose where all of it was."""
         now = self.clock()
         at = 0
+        n_seen = 0
         choosing: list[tuple[Sequence, Tensor]] = []
+        plain: list[tuple[Part, int, int]] = []
         for part in parts:
             sequence, n_rows, n_choices = part.sequence, part.n_rows, part.n_choices
             rows = logits[at : at + n_rows]
@@ -317,17 +309,24 @@ class Engine:
             if n_rows > n_choices:
                 _note_prompt(part, rows)
             rows = rows[n_rows - n_choices :]
+            first_token, n_seen = n_seen, n_seen + part.n
             if sequence.draft:
-                self._verify(part, rows, now)
+                self._verify(part, rows, now, first_token)
                 continue
+            plain.append((part, sequence.n_computed, first_token))
             sequence.n_computed += part.n
             # Before a choice, which may end the sequence: what it computed can be found again.
             self.memory.settle(sequence)
             if n_choices:
                 # Samples of a prompt that is computed now begin here, from the same logits.
                 choosing += [(s, rows) for s in self._begin_followers(sequence)]
-        if not choosing:
-            return
+        if choosing:
+            self._choose(choosing, now)
+        if self.drafts is not None:
+            for part, start, first_token in plain:
+                self.drafts.computed(part, start, first_token)
+
+    def _choose(self, choosing: list[tuple[Sequence, Tensor]], now: float) -> None:
         together = torch.cat([rows for _, rows in choosing])
         choices = choose(together, [sequence for sequence, _ in choosing])
         for (sequence, _), choice in zip(choosing, choices, strict=True):
@@ -343,42 +342,60 @@ class Engine:
             self.scheduler.join(follower)
         return [sequence, *followers]
 
-    def _verify(self, part: Part, rows: Tensor, now: float) -> None:
-        """Choose token by token for as long as the draft says the same.
+    def _verify(self, part: Part, rows: Tensor, now: float, at: int) -> None:
+        """Go down the draft for as long as what is said is in it.
 
-        A choice is drawn from the model's distribution, whatever the draft: it agrees with a draft
-        with exactly the probability of that token, and where it does not it is a draw from the
-        rest. Greedy or not, the text is that of no drafts at all.
+        A token of a draft that was picked is kept where the choice, drawn from the model's own
+        distribution, is that token: the text is that of no drafts at all, with the same seed. Of
+        one that was drawn as well, acceptance and what is drawn instead go by both distributions
+        (`worthit.decode.speculative.accept`): the text has the model's distribution.
         """
-        sequence, draft = part.sequence, part.sequence.draft
-        sequence.draft = []
+        sequence, tree = part.sequence, part.sequence.draft
+        sequence.draft = NOTHING
+        start = sequence.n_computed
         sequence.n_computed += part.n
-        n_right = 0
-        for i in range(len(draft) + 1):
-            choice = choose(rows[i : i + 1], [sequence])[0]
-            is_right = i < len(draft) and choice.token == draft[i]
-            n_right += is_right
-            self._say(sequence, choice, now, share=1 / (len(draft) + 1))
-            if sequence.is_finished or not is_right:
+        path: list[int] = []
+        node, before, n_before = ROOT, sequence.last_token_at, len(sequence.ids)
+        while True:
+            row = rows[node + 1 : node + 2]
+            if tree.q is None or sequence.request.sampling.is_greedy:
+                choice = choose(row, [sequence])[0]
+                node = child_of(tree, node, choice.token)
+            else:
+                law = law_of(row[0], sequence)
+                token, node = pick(law, tree, node, sequence.chance.next)
+                n_top = sequence.request.logprobs
+                choice = Choice(token, None if n_top is None else logprob_of(row[0], token, n_top))
+            if node != ROOT:
+                path.append(node)
+            self._say(sequence, choice, now, is_timed=False)
+            if sequence.is_finished or node == ROOT:
                 break
-        sequence.n_drafted += len(draft)
-        sequence.n_accepted += n_right
-        self.stats.note_draft(len(draft), n_right)
-        if self.proposer is not None:
-            self.proposer.observe(sequence, len(draft), n_right)
+        n_said = len(sequence.ids) - n_before
+        if before is not None and n_said:
+            self.stats.itl_s.add((now - before) / n_said, n_said)
+        sequence.n_drafted += len(tree)
+        sequence.n_accepted += len(path)
+        self.stats.note_draft(len(tree), len(path))
+        if self.drafts is not None:
+            self.drafts.judged(part, start, tree, path, rows, at)
         if sequence.holding is None:
             return
+        if not tree.is_chain:
+            self.runner.keep_path(sequence, path)
         # The last chosen token is not computed; what stands before it is.
         if sequence.n_computed > len(sequence.ids) - 1:
             self.memory.take_back(sequence, len(sequence.ids) - 1)
         self.memory.settle(sequence)
 
-    def _say(self, sequence: Sequence, choice: Choice, now: float, *, share: float = 1.0) -> None:
+    def _say(
+        self, sequence: Sequence, choice: Choice, now: float, *, is_timed: bool = True
+    ) -> None:
         """Add a chosen token to its sequence, and end it where that ends it."""
         if sequence.failure is not None:
             self._finish(sequence, "error")
             return
-        self._note_token(sequence, now, share)
+        self._note_token(sequence, now, is_timed=is_timed)
         token, news = choice.token, self._news_of(sequence)
         sequence.ids.append(token)
         sequence.chance.remember(token)
@@ -482,14 +499,14 @@ class Engine:
             total_s=now - sequence.arrived_at,
         )
 
-    def _note_token(self, sequence: Sequence, now: float, share: float) -> None:
+    def _note_token(self, sequence: Sequence, now: float, *, is_timed: bool) -> None:
         self.stats.n_generation_tokens += 1
         if sequence.first_token_at is None:
             sequence.first_token_at = now
             self.stats.n_prompt_tokens += sequence.n_prompt
             self.stats.ttft_s.add(now - sequence.arrived_at)
-        elif sequence.last_token_at is not None:
-            self.stats.itl_s.add((now - sequence.last_token_at) * share)
+        elif sequence.last_token_at is not None and is_timed:
+            self.stats.itl_s.add(now - sequence.last_token_at)
         sequence.last_token_at = now
 
     def _note_state(self) -> None:

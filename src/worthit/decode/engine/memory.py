@@ -207,15 +207,19 @@ class Memory:
     def n_alike(self, sequence: Sequence) -> int:
         """How many of the next tokens see the earlier ones as each would by itself.
 
-        The one that completes a group leaves it changed to those behind it: a draft ends there, or
-        its tokens would read what they do not read one by one.
+        The one that completes a group leaves it changed to those behind it, and one that is too
+        many for a bounded cache drops another: a draft ends there, or its tokens would read what
+        they do not read one by one. A bounded cache that is full takes no draft at all.
         """
+        done, n = sequence.n_computed, 2**62
+        for group in self.groups:
+            if group.kept is not None:
+                n = min(n, max(1, group.kept - done))
         if self.flushes is None:
-            return 2**62
-        recent, group = self.flushes
-        done = sequence.n_computed
-        n_groups = max(0, done - recent) // group
-        return (n_groups + 1) * group + recent - done
+            return n
+        recent, size = self.flushes
+        n_groups = max(0, done - recent) // size
+        return min(n, (n_groups + 1) * size + recent - done)
 
     def take_back(self, sequence: Sequence, n_tokens: int) -> None:
         """Forget what was computed behind the first `n_tokens`, and more where it takes more.

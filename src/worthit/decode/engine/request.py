@@ -78,7 +78,7 @@ class Usage:
     Attributes:
         n_prompt: tokens of the prompt; `n_cached` of them were found in the prefix cache.
         n_completion: new tokens, the one that stopped it included.
-        n_drafted, n_accepted: tokens that a proposer guessed, and those that were right.
+        n_drafted, n_accepted: tokens that a drafter guessed, and those that were right.
         n_preemptions: how often it was put back and computed again.
         queue_s: from `add` to its first step; `ttft_s`: to its first token; `total_s`: to its last.
     """
@@ -92,6 +92,11 @@ class Usage:
     queue_s: float
     ttft_s: float | None
     total_s: float
+
+    @property
+    def acceptance(self) -> float | None:
+        """The share of drafted tokens that were right; None where none was drafted."""
+        return self.n_accepted / self.n_drafted if self.n_drafted else None
 
 
 @dataclass(frozen=True, kw_only=True)

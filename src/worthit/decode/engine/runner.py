@@ -12,10 +12,12 @@ from worthit.decode.cache.paged import PagedRagged, Places
 from worthit.decode.cache.prefix import namespace
 from worthit.decode.cache.table import BlockTable
 from worthit.decode.engine.config import EngineConfig
+from worthit.decode.engine.drafts import describe_trees
 from worthit.decode.engine.exact import LEAST_ROWS, make_exact
 from worthit.decode.engine.layout import Layout
 from worthit.decode.engine.memory import Holding, Memory
 from worthit.decode.engine.scheduler import Part
+from worthit.decode.engine.sequence import Sequence
 from worthit.errors import InputError
 from worthit.nn.cache import Cache
 from worthit.nn.decoder import Decoder
@@ -73,10 +75,11 @@ class ModelRunner:
         assert len(holdings) == len(held)
         tokens = ragged_tokens([(p.n, p.sequence.n_computed) for p in parts], self.device)
         tokens.is_exact = self.config.is_exact
+        describe_trees(tokens, [p.sequence.draft for p in parts])
         ids = [t for p in parts for t in _new_ids(p)]
         for p, holding in zip(parts, holdings, strict=True):
             if p.sequence.draft:
-                self._hold(holding)
+                self.hold(holding)
         places = {}
         for group in sorted(set(self._group_of.values())):
             tables = [h.tables[group] for h in holdings]
@@ -112,6 +115,24 @@ class ModelRunner:
             holding.own.length = p.sequence.n_computed + p.n
         return logits[0, :n_rows]
 
+    def keep_path(self, sequence: Sequence, path: Ids[int]) -> None:
+        """Move the accepted nodes of the last pass's tree behind the token said before it.
+
+        Whoever calls then takes back what stands behind them.
+        """
+        holding, first = sequence.holding, len(sequence.ids) - len(path) - 1
+        assert holding is not None
+        moved = [(node, i) for i, node in enumerate(path) if node != i]
+        if not moved:
+            return
+        end = max(node for node, _ in moved) + 1
+        for group, table in enumerate(holding.tables):
+            slots = torch.from_numpy(table.slots(first, first + end))
+            sources, targets = (slots[list(each)] for each in zip(*moved, strict=True))
+            for slot, pair in self._pairs.items():
+                if self._group_of[slot] == group:
+                    pair.copy_blocks(sources, targets)
+
     def check(self, n_tokens: int) -> None:
         """Raise where rotations change on the way: cached keys would keep the old ones."""
         position = self.model.spec.position
@@ -132,7 +153,7 @@ class ModelRunner:
         facts = (model.source, model.spec.name, model.dtype, self.config.cache)
         return namespace(*map(str, facts), salt)
 
-    def _hold(self, holding: Holding) -> None:
+    def hold(self, holding: Holding) -> None:
         """Let what a draft brings be taken back."""
         if self.layout.has_states:
             holding.before_draft = holding.own.fork()
@@ -160,7 +181,7 @@ class ModelRunner:
 def _new_ids(part: Part) -> list[int]:
     sequence, end = part.sequence, part.sequence.n_computed + part.n
     known = sequence.ids[sequence.n_computed : end]
-    return known + sequence.draft[: part.n - len(known)]
+    return [*known, *sequence.draft.tokens[: part.n - len(known)]]
 
 
 def _starts(parts: Ids[Part]) -> list[int]:

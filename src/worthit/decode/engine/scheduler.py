@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from worthit.decode.engine.sequence import Sequence
+from worthit.decode.speculative.drafter import NOTHING
 
 
 class Room(Protocol):
@@ -150,7 +151,7 @@ class Scheduler:
         n = sequence.n_total - sequence.n_computed
         if n > budget and sequence.draft:
             # A guess is worth less than others' tokens.
-            sequence.draft = []
+            sequence.draft = NOTHING
             n = sequence.n_total - sequence.n_computed
         return self.room.cut(sequence, min(n, budget))
 
@@ -191,7 +192,7 @@ class Scheduler:
     def _put_back(self, sequence: Sequence) -> None:
         self.room.free(sequence)
         sequence.n_computed = 0
-        sequence.draft = []
+        sequence.draft = NOTHING
         sequence.n_preemptions += 1
         self.add(sequence)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from worthit.decode.engine.request import FinishReason, Request, TokenLogprob
+from worthit.decode.speculative.drafter import NOTHING, Asked
+from worthit.decode.speculative.tree import Tree
 
 if TYPE_CHECKING:
     from worthit.decode.engine.chooser import Chance
@@ -32,8 +34,8 @@ class Sequence:
         ids: the prompt and what was said.
         n_prompt: how many of them are the prompt.
         n_computed: tokens whose keys, values and states are in the cache.
-        draft: tokens that a proposer guesses to follow, computed with the next step and kept only
-            where the model agrees.
+        draft: tokens that a drafter guesses to follow, computed with the next step and kept only
+            where the model agrees; `asked` is what the drafter is asked with, None without one.
         holding: its blocks and states; None while it waits.
         chance: its source of random numbers and its counts for penalties; kept over preemptions.
         followers: samples of the same prompt that begin when it is computed.
@@ -55,7 +57,8 @@ class Sequence:
     stream: TextStream | None = None
     grammar: Any = None
     n_computed: int = 0
-    draft: list[int] = field(default_factory=list)
+    draft: Tree = NOTHING
+    asked: Asked | None = None
     holding: Holding | None = None
     followers: list[Sequence] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -45,7 +45,7 @@ class Stats:
         n_preemptions: sequences put back to be computed again.
         n_prompt_tokens, n_generation_tokens: of requests, when their first token came, and said.
         n_prefix_asked, n_prefix_found: tokens of prompts looked up and found in the prefix cache.
-        n_drafts, n_draft_tokens, n_accepted_tokens: of proposers; `accepted_at` counts the accepted
+        n_drafts, n_draft_tokens, n_accepted_tokens: of drafters; `accepted_at` counts the accepted
             by their place in the draft.
         finished: finished samples by reason.
         n_errors: steps that failed.

@@ -1,7 +1,8 @@
 """Which of the guesses are kept, so that what is said is the target's own: exactly.
 
 Leviathan et al. 2022, arXiv:2211.17192, algorithm 1 and appendix A.1; Chen et al. 2023,
-arXiv:2302.01318, theorem 1; for siblings Miao et al. 2023, SpecInfer, arXiv:2305.09781, algorithm 2.
+arXiv:2302.01318, theorem 1; for siblings Miao et al. 2023, SpecInfer, arXiv:2305.09781, algorithm
+2.
 
 | paper | here |
 |---|---|

@@ -17,12 +17,13 @@ likeliest), it has none. What is said is the target's either way: see `accept`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from worthit.decode.sampling import Sampling
+from worthit.decode.speculative.control import Pace
 from worthit.decode.speculative.tree import Tree
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Asked:
         most: at most so many tokens are wanted now, all branches together.
         state: the drafter's own, None at first. What is in it belongs to `ids` up to some place:
             a sequence may be computed again from its beginning, but what it said stays said.
+        pace: how its guesses fared, for whoever decides `most`.
     """
 
     ids: list[int]
@@ -53,6 +55,7 @@ class Asked:
     chance: Callable[[], float]
     most: int = 0
     state: Any = None
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True, kw_only=True)
