@@ -20,6 +20,7 @@ from worthit.spec.model import (
     Position,
     Rwkv,
 )
+from worthit.spec.preference_facts import SHAPES, PreferenceFacts, Shape
 
 LAYERNORM = Norm(kind="layernorm", has_bias=True)
 
@@ -171,6 +172,13 @@ def looking_inside(need: str) -> Case:
     return replace(serving(llama_8b()), data=Data(inside=need, labels=200))
 
 
+def with_preferences(shape: Shape) -> Case:
+    """A fine-tuning on preferences of a shape."""
+    case = training(llama_8b(), n_devices=8)
+    facts = PreferenceFacts(shape=shape, n=5000, desirable=0.4 if shape == "binary" else None)
+    return replace(case, data=Data(preferences=facts), stage="deployed", max_adoption="finetune")
+
+
 # Built once: frozen, and shared by every test.
 CASES: dict[str, Case] = {
     "mha-chat": serving(llama_2_7b(), concurrency=8),
@@ -191,6 +199,7 @@ CASES: dict[str, Case] = {
     "rwkv-chat": serving(rwkv()),
     "post-norm-training": training(post_norm(), seq=512),
     "merge-training": with_checkpoints(training(llama_8b(), n_devices=8), 2),
+    **{f"align-{shape}": with_preferences(shape) for shape in SHAPES},
     "merge-serving": with_checkpoints(serving(llama_8b()), 2),
     **{f"inside-{need}": looking_inside(need) for need in INSIDES},
     "tutor-serving": replace(

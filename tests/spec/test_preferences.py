@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,22 @@ def test_parquet_that_is_cut_off(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(PreferenceError, match=r"prefs\.parquet: is no Parquet file, or is cut off"):
         read_preferences(path)
+
+
+def test_the_page_runs_and_shows_what_is_said(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "preferences.md"
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, page.name, "exec"), {})
+    lines = [json.dumps(PAIR).encode()] * 9
+    lines[1] = json.dumps({"prompt": "a", "completion": "b", "label": True}).encode()
+    lines[2] = json.dumps({**PAIR, "chosen": "goed"}).encode()
+    lines[4] = b'{"prompt": "caf\xe9"}'
+    lines[8] = b'{"cho": "w'
+    (tmp_path / "prefs.jsonl").write_bytes(b"\n".join(lines))
+    with pytest.raises(PreferenceError) as caught:
+        read_preferences(tmp_path / "prefs.jsonl")
+    assert str(caught.value) in text
 
 
 def test_rows_in_memory_are_numbered() -> None:

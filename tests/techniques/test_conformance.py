@@ -34,6 +34,7 @@ EXPECTED = {
     "optimizer": "muon shampoo soap",
     "parallel": "tensor-parallel pipeline-parallel expert-parallel context-parallel fsdp "
     "activation-checkpointing",
+    "alignment": "dpo ipo kto simpo orpo spin rlaif constitutional-ai",
     "merging": "task-arithmetic linear slerp ties dare-ties dare-linear passthrough",
     "interpretability": "difference-in-means linear-probe ccs sae-steering activation-addition "
     "directional-ablation nullspace-projection conceptor activation-patching knowledge-editing "

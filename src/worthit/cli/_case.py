@@ -180,11 +180,13 @@ def split_names(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def as_flags(target: str, flags: dict[str, Any]) -> str:
-    """MODEL|CASE and the flags that were given, as a shell reads them."""
+def as_flags(target: str, flags: dict[str, Any], **more: str | None) -> str:
+    """MODEL|CASE and the flags that were given, `more` of them too, as a shell reads them."""
     import shlex
 
     words = [target]
+    for name, value in more.items():
+        words += [f"--{name}", value] if value is not None else []
     for name in CASE_FLAGS:
         if flags[name] is not None:
             words += [f"--{name.replace('_', '-')}", str(flags[name])]

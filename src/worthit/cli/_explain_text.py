@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from worthit.cli._preference_table import outline_lines, preference_lines
 from worthit.cli._terminal import Terminal, labelled
 from worthit.cost.bottleneck import percent
 from worthit.cost.record import fit_json
 from worthit.judge.judge import Judgement, Verdict
+from worthit.judge.preferences import FAMILY
 from worthit.judge.verdict import THRESHOLD
 from worthit.judge.words import METRIC_NAMES, quantity, three
 from worthit.report.records import change_of, text_of
@@ -63,6 +65,7 @@ def explain_lines(
     lines = [terminal.paint(f"{t.id}: {t.name}", "bold") + f"   ({t.family})", ""]
     if judgement is not None:
         lines += [*_verdict_lines(judgement, terminal), ""]
+        lines += preference_lines(judgement, terminal)
     orientation = t.orientation.get(lang) or t.orientation.get("en", "")
     if orientation:
         lines += [*terminal.wrap(orientation), ""]
@@ -77,6 +80,8 @@ def explain_lines(
         lines.append("")
     add("adoption", f"{t.adoption}: {t.cost_of_adoption}")
     add("nothing", t.nothing_when)
+    if t.family == FAMILY and (judgement is None or judgement.preferences is None):
+        lines += outline_lines(terminal)
     for key, entries in (
         ("pitfalls", t.pitfalls),
         ("evidence", [f"{e.claim} ({e.source.cite}, {e.source.id})" for e in t.evidence]),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from worthit.cli._preference_table import preference_lines
 from worthit.cli._terminal import Terminal, labelled
 from worthit.cost.bottleneck import percent, statement
 from worthit.cost.record import fit_json, memory_json
 from worthit.judge.judge import Judgement, Verdict
+from worthit.judge.preferences import FAMILY
 from worthit.judge.verdict import THRESHOLD
 from worthit.report.words import (
     basis,
@@ -49,6 +51,7 @@ def judgement_lines(
     return [
         *_case_lines(judgement, terminal),
         "",
+        *preference_lines(judgement, terminal),
         *_table(judgement, terminal, is_full=is_full, lang=lang),
         *_not_applicable(judgement, terminal, is_full=is_full),
         "",
@@ -131,6 +134,8 @@ def _table(judgement: Judgement, terminal: Terminal, *, is_full: bool, lang: str
 
 def is_compact(v: Verdict) -> bool:
     """Whether a verdict asks for nothing that numbers could argue for, and so takes one line."""
+    if v.technique.family == FAMILY and v.decision != "never":  # the data argue for it
+        return v.is_present
     return v.decision == "never" or v.is_present or v.share is None
 
 

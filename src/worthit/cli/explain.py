@@ -19,6 +19,13 @@ from worthit.errors import InputError
     type=Name("model", "MODEL|CASE", is_path=True),
     help="Judge it on this case, with every number.",
 )
+@click.option(
+    "--data",
+    "preferences",
+    metavar="PREFS.jsonl",
+    type=click.Path(),
+    help="With --for: preferences to learn from.",
+)
 @case_options(required=False)
 @click.option(
     "--lang", type=click.Choice(("en", "es")), default="en", help="Language of the orientation."
@@ -26,14 +33,23 @@ from worthit.errors import InputError
 @click.option(
     "--json", "is_json", is_flag=True, help="Print the technique and its verdict as JSON."
 )
-def command(name: str, target: str | None, lang: str, is_json: bool, **flags: Any) -> None:
+def command(
+    name: str,
+    target: str | None,
+    preferences: str | None,
+    lang: str,
+    is_json: bool,
+    **flags: Any,
+) -> None:
     """Explain a technique, and what it would do for a case.
 
     \b
     worthit explain gqa
     worthit explain kv-quantization --for llama-3.1-8b --on h100 --prompt 8k --concurrency 32
+    worthit explain dpo --for smollm2-135m --data prefs.jsonl
     """
     stated = [name for name in CASE_FLAGS if flags[name] is not None]
+    stated += ["data"] if preferences is not None else []
     if target is None and stated:
         raise InputError(
             f"--{stated[0].replace('_', '-')} describes a case and there is none; add --for MODEL"
@@ -46,7 +62,7 @@ def command(name: str, target: str | None, lang: str, is_json: bool, **flags: An
     t = technique(name)
     judgement = None
     if target is not None:
-        judgement = judge_case(read_case(target, flags), only=[name])
+        judgement = judge_case(read_case(target, flags, preferences=preferences), only=[name])
         _terminal.warn(judgement.case.warnings)
     if is_json:
         _terminal.show_json(explain(t, judgement))

@@ -27,6 +27,13 @@ from worthit.cli._case import (
     help="Read the checkpoints of a merge instead, and say which method fits them.",
 )
 @click.option(
+    "--data",
+    "preferences",
+    metavar="PREFS.jsonl",
+    type=click.Path(),
+    help="Preferences to learn from (JSONL, JSON, Parquet): which method fits them.",
+)
+@click.option(
     "--only",
     multiple=True,
     type=Name("technique or family", "ID|FAMILY"),
@@ -48,6 +55,7 @@ from worthit.cli._case import (
 def command(
     target: str | None,
     recipe: str | None,
+    preferences: str | None,
     only: tuple[str, ...],
     on_top_of: tuple[str, ...],
     is_full: bool,
@@ -65,18 +73,26 @@ def command(
     worthit judge grammar-tutor
     worthit judge llama-3.1-70b --on h100:8 --prompt 4000 --output 500 --concurrency 64
     worthit judge llama-3.1-8b --on h100:8 --train-tokens 100G --seq 8192 --batch-tokens 1M
+    worthit judge llama-3.1-8b --data prefs.jsonl --only alignment
     worthit judge --merge recipe.yml
     """
     if recipe is not None:
         if target is not None:
             raise click.UsageError("Give MODEL|CASE.toml or --merge, not both.")
-        if only or on_top_of or is_full or page or any(v is not None for v in flags.values()):
+        if (
+            preferences
+            or only
+            or on_top_of
+            or is_full
+            or page
+            or any(v is not None for v in flags.values())
+        ):
             raise click.UsageError("--merge reads checkpoints; of the other flags it takes --json.")
         _judge_merge(recipe, is_json=is_json)
         return
     if target is None:
         raise click.UsageError("Missing argument 'MODEL|CASE.toml'.")
-    case = read_case(target, flags)
+    case = read_case(target, flags, preferences=preferences)
     if page is not None:
         from worthit.report.write import check_target
 
@@ -100,9 +116,10 @@ def command(
         return
     from worthit.cli._judge_table import footer_hints, judgement_lines
 
+    described = as_flags(target, flags, data=preferences)
     terminal = _terminal.of_stdout()
     _terminal.show(judgement_lines(judgement, terminal, is_full=is_full, lang=lang))
-    for hint in footer_hints(judgement, as_flags(target, flags), is_full=is_full):
+    for hint in footer_hints(judgement, described, is_full=is_full):
         _terminal.note(hint)
 
 

@@ -110,6 +110,7 @@ TITLES: dict[str, tuple[str, str, str]] = {
     ),
     "opacity": ("quality", "", "what activations mean is not visible to a cost model"),
     "control": ("quality", "", "whether behaviour follows is not visible to a cost model"),
+    "preferences": ("quality", "", "which answers are preferred is not visible to a cost model"),
     "expert-imbalance": ("quality", "", "the balance of experts is not visible to a cost model"),
 }
 

@@ -19,6 +19,7 @@ from worthit.cost.evaluate import Cost, evaluate
 from worthit.cost.layout import choose
 from worthit.cost.points import Points, neighbourhood
 from worthit.errors import CaseError, NotApplicable
+from worthit.judge.preferences import PreferenceAdvice, advise, with_advice
 from worthit.judge.reason import reason
 from worthit.judge.verdict import (
     BECOMES,
@@ -135,6 +136,7 @@ class Judgement:
     bottlenecks: tuple[BoundBy, ...]
     verdicts: tuple[Verdict, ...]
     on_top_of: tuple[str, ...] = field(default=())
+    preferences: PreferenceAdvice | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record that `worthit judge --json` prints."""
@@ -149,6 +151,7 @@ class Judgement:
             "bottlenecks": [b.to_json() for b in self.bottlenecks],
             "threshold": THRESHOLD,
             "floor": FLOOR,
+            "preferences": None if self.preferences is None else self.preferences.to_json(),
             "verdicts": [v.to_json() for v in self.verdicts],
         }
 
@@ -191,7 +194,10 @@ def judge_case(
     points = neighbourhood(case)
     base = evaluate(case, points)
     binding = tuple(bottlenecks(base))
-    judged = (_judge_one(t, case, base, binding, with_curves) for t in chosen)
+    advice = advise(case.data)
+    judged = (
+        with_advice(_judge_one(t, case, base, binding, with_curves), advice, case) for t in chosen
+    )
     seen = evidence_of(chosen)
     verdicts = tuple(_with_evidence(v, base.case, seen.get(v.technique.id)) for v in judged)
     return Judgement(
@@ -200,6 +206,7 @@ def judge_case(
         bottlenecks=binding,
         verdicts=verdicts,
         on_top_of=stacked,
+        preferences=advice,
     )
 
 

@@ -65,6 +65,10 @@ EN = {
     "adoption": "Adoption",
     "change": "Would change",
     "because": "Because",
+    "preferences": "Preferences",
+    "tree": "Which method fits these data",
+    "question": "Question",
+    "answer": "Answer",
     "legend": "△ apply? and keep?: predicted from formulas alone, until measured on this hardware. "
     "▲: calibrated or measured. ◆ defer: the interval straddles the threshold of {threshold}, or a "
     "change within a factor of 8 would make it worth it. ■ never: neither. Effect: how many times "
@@ -173,6 +177,10 @@ ES = {
     "adoption": "Adopción",
     "change": "Cambiaría",
     "because": "Porque",
+    "preferences": "Preferencias",
+    "tree": "Qué método conviene a estos datos",
+    "question": "Pregunta",
+    "answer": "Respuesta",
     "legend": "△ apply? y keep?: predicho solo con fórmulas, hasta medirlo en este equipo. "
     "▲: calibrado o medido. ◆ defer (aplazar): el intervalo cruza el umbral de {threshold}, o un "
     "cambio de hasta un factor 8 lo haría rentable. ■ never (nunca): ni lo uno ni lo otro. Efecto: "

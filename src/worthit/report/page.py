@@ -21,6 +21,7 @@ from worthit.report import words as say
 from worthit.report._text import TEXTS
 from worthit.report.diagram import block_diagram
 from worthit.report.figures import RooflinePoint, flip_plot, roofline
+from worthit.report.preferences import preference_section
 from worthit.report.records import change_of, text_of
 from worthit.scorecard.evidence import sentence
 
@@ -53,13 +54,15 @@ def page(judgement: Judgement, *, command: str, lang: str = "en") -> str:
         pieces.section("memory", t["memory"], _memory(judgement, t)),
         pieces.section("time", t["time"], _times(judgement, t)),
         "</div>\n",
+        preference_section(judgement, t),
         pieces.section("verdicts", t["verdicts"], _verdicts(judgement, t)),
         pieces.section("roofline", t["roofline"], _roofline(judgement, ledger, t)),
         pieces.section("techniques", t["techniques"], _techniques(judgement, t, lang)),
         pieces.section("ledger", t["ledger"], _ledger(ledger, t)),
         pieces.section("reproduce", t["reproduce"], _reproduce(command, t)),
     ]
-    links = ("binds", "verdicts", "roofline", "techniques", "ledger", "reproduce")
+    data = ("preferences",) if judgement.preferences is not None else ()
+    links = ("binds", *data, "verdicts", "roofline", "techniques", "ledger", "reproduce")
     return pieces.document(
         t,
         lang=lang,

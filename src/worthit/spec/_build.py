@@ -6,6 +6,7 @@ assumed, and what is odd though possible, stands in `Case.warnings`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import Any, get_args
 
@@ -29,6 +30,7 @@ from worthit.spec.case import (
 from worthit.spec.codec import from_trusted
 from worthit.spec.formats import format_of
 from worthit.spec.model import Attention, LatentAttention, ModelSpec
+from worthit.spec.preference_facts import PreferenceFacts
 
 # Where a model goes when nobody says: the first of these whose memory holds it.
 USUAL_HARDWARE = ("rtx-4090", "h100", "h100:8", "h200:8", "b300:8")
@@ -36,6 +38,10 @@ USUAL_HARDWARE = ("rtx-4090", "h100", "h100:8", "h200:8", "b300:8")
 ROOM_FOR_WEIGHTS = 0.85
 USUAL_SERVING = "chat"
 USUAL_TRAINING = "pretraining"
+# Of English text in today's vocabularies, roughly; only the size of an assumed workload needs it.
+CHARS_PER_TOKEN = 4
+# Rafailov et al. 2023, appendix B: 64 pairs.
+SEQUENCES_A_STEP = 128
 CHOICES: dict[str, tuple[str, ...]] = {
     "stage": get_args(Stage),
     "goal": get_args(Goal),
@@ -79,6 +85,7 @@ def build_case(
     layout: Layout | None = None,
     runtime: Runtime | None = None,
     data: Data | None = None,
+    preferences: str | None = None,
     name: str = "",
 ) -> Case:
     """Put a case together, filling in what is not given and checking that the parts fit.
@@ -92,6 +99,8 @@ def build_case(
         train_tokens: tokens to train on; `seq` and `batch_tokens` likewise are training sizes.
         stage: `design` or `deployed`; by default `deployed` when serving and `design` when
             training.
+        preferences: a file of preferences, whose facts enter `data`. Where no workload is given,
+            one is assumed: fine-tuning the model, which exists, on that file.
         weights: a number format for the layers' matrices; `cache` likewise for the cache.
         layout: how the model is split; by default the cost model chooses.
 
@@ -106,9 +115,17 @@ def build_case(
         model = _with_formats(model, weights, cache)
     serving = _stated(prompt=prompt, output=output, concurrency=concurrency)
     training = _stated(tokens=train_tokens, seq=seq, batch_tokens=batch_tokens)
+    data = data or Data()
+    if preferences is not None:
+        from worthit.spec.preference_stats import read_facts
+
+        with found:
+            data = replace(data, preferences=read_facts(preferences))
     job: Workload | None = None
     with found:
-        job = _workload(model, workload, usual, serving, training, warnings)
+        if workload is None and not serving and not training:
+            job = _assumed_alignment(model, data.preferences, warnings)
+        job = job or _workload(model, workload, usual, serving, training, warnings)
     hardware: Hardware | None = None
     with found:
         hardware = _hardware(model, job, on, usual, warnings)
@@ -123,6 +140,10 @@ def build_case(
 
     if runtime is None:
         runtime = from_trusted(usual.get("runtime", {}), Runtime)
+    if data.preferences is not None and isinstance(job, Training):
+        # Whoever brings preferences has a model, and means to fine-tune it.
+        stage = stage or "deployed"
+        max_adoption = max_adoption or ("finetune" if stage == "deployed" else None)
     if stage is None:
         stage = usual.get("stage", "deployed" if isinstance(job, Serving) else "design")
     warnings += _context_warnings(model, job)
@@ -131,7 +152,7 @@ def build_case(
         workload=job,
         hardware=hardware,
         runtime=runtime,
-        data=data or Data(),
+        data=data,
         stage=_as_stage(stage),
         goal=_as_goal(goal),
         max_adoption=_as_adoption(max_adoption),
@@ -241,6 +262,26 @@ def _assumed_training(model: ModelSpec, stated: dict[str, Any], warnings: list[s
     missing = [key for key in ("tokens", "seq", "batch_tokens") if key not in stated]
     if missing:
         warnings.append(_assumed(job, missing, USUAL_TRAINING))
+    return job
+
+
+def _assumed_alignment(
+    model: ModelSpec, facts: PreferenceFacts | None, warnings: list[str]
+) -> Training | None:
+    """Fine-tuning on the preferences once, by their size; None where that is not known."""
+    if facts is None or not facts.mean_chars:
+        return None
+    each = facts.mean_chars / CHARS_PER_TOKEN
+    seq = max(1, min(math.ceil(each), model.context_len))
+    n_sequences = facts.n * (2 if facts.shape == "pair" else 1)
+    tokens = max(seq, math.ceil(n_sequences * each))
+    job = Training(
+        tokens=tokens, seq=seq, batch_tokens=max(seq, min(SEQUENCES_A_STEP * seq, tokens))
+    )
+    warnings.append(
+        f"no workload given, so assumed fine-tuning on the preferences once: {tokens:,} tokens "
+        f"({CHARS_PER_TOKEN} characters each), seq {seq:,}, batch tokens {job.batch_tokens:,}"
+    )
     return job
 
 

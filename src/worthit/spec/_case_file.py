@@ -174,9 +174,12 @@ def _read_case(data: Mapping[str, Any], *, folder: Path, where: str, flags: dict
         model, strange = _model(data.get("model"), folder, name)
         warnings = (*warnings, *strange)
     parts: dict[str, Any] = {}
-    for key, read in (("workload", _workload), ("hardware", _hardware), ("data", _data)):
+    for key, read in (("workload", _workload), ("hardware", _hardware)):
         with found:
             parts |= read(data[key]) if data.get(key) is not None else {}
+    if data.get("data") is not None:
+        with found:
+            parts["data"] = _data(data["data"], folder)
     if data.get("runtime") is not None:
         with found:
             base = from_json(usual_case(model).get("runtime", {}) if model else {}, Runtime)
@@ -298,8 +301,23 @@ def _devices(device: Any, n_devices: Any) -> dict[str, Any]:
     return {"on": hardware}
 
 
-def _data(data: Any) -> dict[str, Any]:
-    return {"data": from_json(data, Data, path=("data",))}
+def _data(data: Any, folder: Path) -> Data:
+    """Facts of the data; preferences may be a file, which is read."""
+    _require_table(data, "data")
+    preferences = data.get("preferences")
+    if not isinstance(preferences, str):
+        return from_json(data, Data, path=("data",))
+    from worthit.spec.preference_stats import read_facts
+
+    found = Problems()
+    rest = {key: value for key, value in data.items() if key != "preferences"}
+    stated, facts = Data(), None
+    with found:
+        stated = from_json(rest, Data, path=("data",))
+    with found.at("data.preferences"):
+        facts = read_facts(folder / Path(preferences).expanduser())
+    found.raise_any()
+    return replace(stated, preferences=facts)
 
 
 def _from_preset(

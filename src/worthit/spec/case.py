@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from worthit._record import record
 from worthit.errors import CaseError
 from worthit.spec.model import ModelSpec
+from worthit.spec.preference_facts import PreferenceFacts
 
 Adoption = Literal["drop-in", "calibrate", "finetune", "retrain"]
 ADOPTIONS: tuple[Adoption, ...] = ("drop-in", "calibrate", "finetune", "retrain")
@@ -23,6 +24,7 @@ Merge = Literal[
 ]
 Inside = Literal["represent", "control", "circuit", "debug", "detect"]
 INSIDES: tuple[Inside, ...] = get_args(Inside)
+Alignment = Literal["dpo", "ipo", "kto", "simpo", "orpo", "spin", "rlaif", "constitutional-ai"]
 
 
 @record
@@ -249,7 +251,8 @@ class Runtime:
     activations are recomputed in the backward pass.
     `optimizer_bytes_per_param` counts states and the master copy. `merge` is the method by which
     the weights were, or are to be, made of `data.checkpoints` instead of trained. `inside` names
-    the technique by which the model is looked into or steered while it runs.
+    the technique by which the model is looked into or steered while it runs. `alignment` is the
+    method by which the training learns from `data.preferences`, None for plain fine-tuning.
     """
 
     attention: Literal["naive", "fused"] = "fused"
@@ -270,6 +273,7 @@ class Runtime:
     tokens_to_target: Range | None = None
     merge: Merge | None = None
     inside: str | None = None
+    alignment: Alignment | None = None
 
 
 @record
@@ -282,6 +286,9 @@ class Data:
     `control` behaviour by them, to find the `circuit` of a computation, to `debug` an output, or to
     `detect` what the text does not show. `labels` counts the labelled texts, or contrast pairs, of
     it that exist.
+    `preferences` are the facts of a set of preferences; in a case file its name, too. `label_noise`
+    is the share of its labels that are known to be wrong, where that is known better than the file
+    tells. `is_safety_critical` says that wrong answers do harm, and not only displease.
     """
 
     unique_tokens: int | None = None
@@ -289,6 +296,17 @@ class Data:
     checkpoints: int | None = None
     inside: Inside | None = None
     labels: int | None = None
+    preferences: PreferenceFacts | None = None
+    label_noise: float | None = None
+    is_safety_critical: bool | None = None
+
+    def __post_init__(self) -> None:
+        noise = self.label_noise
+        if noise is not None and not 0 <= noise <= 0.5:
+            raise CaseError(
+                f"label_noise must be in [0, 0.5], got {noise:g}; with more than half of them "
+                "wrong, turn the labels round"
+            )
 
 
 @record

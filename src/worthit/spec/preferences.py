@@ -12,7 +12,7 @@ published sets. Files are JSONL, JSON or Parquet, or a folder that `datasets` sa
 other origin go through `from_rows`. Every row is checked, and everything wrong is said at once,
 each with its line. Nothing is changed, dropped or repaired on the way.
 
-What a set is like (duplicates, contradictions, noise, biases) is in `preference_facts`.
+What a set is like (duplicates, contradictions, noise, biases) is in `preference_stats`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from worthit._record import record
 from worthit.errors import SpecError
+from worthit.spec.preference_facts import SHAPES, Shape
 
 __all__ = [
     "SHAPES",
@@ -39,8 +40,6 @@ __all__ = [
     "read_preferences",
 ]
 
-Shape = Literal["pair", "binary", "demonstration", "prompt"]
-SHAPES: tuple[Shape, ...] = ("pair", "binary", "demonstration", "prompt")
 # Of one kind of problem, so many are written out; of the rest, their number.
 N_SHOWN = 20
 

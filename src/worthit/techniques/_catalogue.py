@@ -23,6 +23,7 @@ FAMILIES = (
     "precision",
     "optimizer",
     "parallel",
+    "alignment",
     "merging",
     "interpretability",
 )

@@ -38,11 +38,20 @@ Bottleneck = Literal[
     "separate-skills",
     "opacity",
     "control",
+    "preferences",
 ]
 
 # Bottlenecks that no cost model sees: evidence is cited and an experiment decides.
 UNSEEN: frozenset[str] = frozenset(
-    {"quality", "stability", "expert-imbalance", "separate-skills", "opacity", "control"}
+    {
+        "quality",
+        "stability",
+        "expert-imbalance",
+        "separate-skills",
+        "opacity",
+        "control",
+        "preferences",
+    }
 )
 
 Metric = Literal[

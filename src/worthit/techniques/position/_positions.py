@@ -96,8 +96,8 @@ def set_position(case: Case, name: str, position: Position) -> Case:
 
     def change(mixer: Mixer) -> Mixer:
         if isinstance(mixer, LatentAttention):
-            rotated = mixer.qk_rope_head_dim or 2 * (mixer.qk_nope_head_dim // 4)
-            return replace(mixer, qk_rope_head_dim=rotated if is_rotary else 0)
+            channels = mixer.qk_rope_head_dim or 2 * (mixer.qk_nope_head_dim // 4)
+            return replace(mixer, qk_rope_head_dim=channels if is_rotary else 0)
         if isinstance(mixer, Attention):
             rotated = (mixer.rotary_dim or mixer.head_dim) if is_rotary else None
             return replace(mixer, position=None, rotary_dim=rotated, is_position_free=False)
