@@ -21,6 +21,7 @@ VERBS = {
     "generate": "Generate text with a model, token by token as it comes.",
     "serve": "Serve a model to clients of OpenAI's interface.",
     "quantize": "Quantize a model: its weights in few bits, into a new folder.",
+    "align": "Align a model: learn from preferences, ratings, demonstrations or feedback.",
     "merge": "Merge checkpoints by a recipe, without training.",
     "context": "Measure how much of its context a model uses.",
     "list": "List models, devices, techniques, workloads or experiments.",
