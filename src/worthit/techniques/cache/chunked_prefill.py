@@ -41,6 +41,7 @@ TECHNIQUE = Technique(
         "While one long prompt is computed in one piece, every sequence that is decoding waits."
     ),
     apply=apply,
+    experiment="worthit.lab.experiments.chunked_prefill:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

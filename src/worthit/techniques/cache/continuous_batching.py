@@ -42,6 +42,7 @@ TECHNIQUE = Technique(
         "slots and new requests wait."
     ),
     apply=apply,
+    experiment="worthit.lab.experiments.continuous_batching:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

@@ -67,6 +67,7 @@ TECHNIQUE = Technique(
         "The cache grows with every token, though most past tokens get almost no attention."
     ),
     apply=apply,
+    experiment="worthit.lab.experiments.kv_eviction:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="calibrate",

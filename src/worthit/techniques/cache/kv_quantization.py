@@ -76,6 +76,7 @@ TECHNIQUE = Technique(
         "read back for every new token."
     ),
     apply=apply,
+    experiment="worthit.lab.experiments.kv_quantization:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

@@ -42,6 +42,7 @@ TECHNIQUE = Technique(
         "most of the reservation is never filled."
     ),
     apply=apply,
+    experiment="worthit.lab.experiments.paged_attention:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

@@ -55,6 +55,7 @@ TECHNIQUE = Technique(
         "the same keys and values again each time."
     ),
     apply=apply,
+    experiment="worthit.lab.experiments.prefix_caching:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="drop-in",

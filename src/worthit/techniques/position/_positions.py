@@ -99,8 +99,8 @@ def set_position(case: Case, name: str, position: Position) -> Case:
             channels = mixer.qk_rope_head_dim or 2 * (mixer.qk_nope_head_dim // 4)
             return replace(mixer, qk_rope_head_dim=channels if is_rotary else 0)
         if isinstance(mixer, Attention):
-            rotated = (mixer.rotary_dim or mixer.head_dim) if is_rotary else None
-            return replace(mixer, position=None, rotary_dim=rotated, is_position_free=False)
+            share = (mixer.rotary_dim or mixer.head_dim) if is_rotary else None
+            return replace(mixer, position=None, rotary_dim=share, is_position_free=False)
         return mixer
 
     changed = replace(model.map_mixers(change), position=position, n_positions=0)

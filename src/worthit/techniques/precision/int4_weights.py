@@ -64,6 +64,7 @@ TECHNIQUE = Technique(
         "same logits, bytes as `cost` predicts them "
         "(tests/nn/quant/test_linear.py, tests/nn/quant/test_quantize.py)",
     ),
+    experiment="worthit.lab.experiments.int4_weights:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="calibrate",

@@ -62,6 +62,7 @@ TECHNIQUE = Technique(
         "whole models: files back to the same logits, bytes as `cost` predicts them "
         "(tests/nn/quant/test_quantize.py)",
     ),
+    experiment="worthit.lab.experiments.int8_weights:EXPERIMENT",
     is_present=is_present,
     remove=remove,
     adoption="drop-in",
