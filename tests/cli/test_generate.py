@@ -54,6 +54,23 @@ def test_json_is_one_record(model: str, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(capsys.readouterr().out)["ids"] == record["ids"]
 
 
+@pytest.mark.parametrize("how", ["lookup", "exit:1", "lookahead"])
+def test_drafts_change_the_passes_and_not_the_text(
+    how: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["generate", model, "the cat sat on the cat sat on", "--raw", "--max-tokens", "16"]
+    assert run([*line, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert run([*line, "--json", "--draft", how, "--draft-tokens", "40"]) == 0
+    drafted = json.loads(capsys.readouterr().out)
+    assert drafted["ids"] == plain["ids"]
+    draft = drafted["draft"]
+    assert draft["how"] == how
+    assert draft["n_passes"] + draft["n_accepted"] >= len(plain["ids"])
+    assert draft["verify_cost"][0] == [1, 1.0]
+    assert "draft" not in plain
+
+
 def test_the_prompt_may_come_from_stdin(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

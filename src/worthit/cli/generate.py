@@ -16,6 +16,8 @@ from worthit.errors import InputError, MissingCapability
 if TYPE_CHECKING:
     from worthit.decode.generate import Generation
     from worthit.decode.sampling import Sampling
+    from worthit.decode.speculative.control import Control
+    from worthit.decode.speculative.loop import Tally
     from worthit.decode.tokenizer import Tokenizer
 
 
@@ -44,6 +46,15 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the weights; default: stored."
 )
+@click.option(
+    "--draft",
+    default="none",
+    show_default=True,
+    metavar="HOW",
+    help="Guess what follows and verify it in one pass: lookup, lookahead, layers:N, exit:N, "
+    "heads:FOLDER, or a smaller MODEL of the same vocabulary.",
+)
+@click.option("--draft-tokens", type=Size(), metavar="K", help="Of a draft, at most.")
 @click.option("--json", "is_json", is_flag=True, help="Print one record, with ids and timings.")
 def command(
     model: str,
@@ -56,6 +67,8 @@ def command(
     weights: str | None,
     rope: str | None,
     dtype: str | None,
+    draft: str,
+    draft_tokens: int | None,
     is_json: bool,
     **choice: Any,
 ) -> None:
@@ -67,16 +80,19 @@ def command(
     \b
     worthit generate smollm2-135m-instruct "Why is the sky blue?"
     worthit generate ./model.gguf - --temperature 0.8 --top-p 0.95 --seed 1 < prompt.txt
+    worthit generate smollm2-135m-instruct - --draft lookup < to_edit.txt
     """
     text = read_prompt(prompt)
     _need_torch()
     from worthit.decode.generate import generate
     from worthit.decode.sampling import Sampling
+    from worthit.decode.speculative import options
     from worthit.decode.tokenizer import load_tokenizer
     from worthit.nn.inference import optimize, products
     from worthit.nn.load import checkpoint_path, load_model, packing_pays
 
     sampling = Sampling(**choice)
+    wanted = options.parse_draft(draft)
     path = checkpoint_path(model)
     tokenizer = load_tokenizer(path)
     ids = _prompt_ids(tokenizer, text, is_chat=is_chat, system=system)
@@ -84,6 +100,11 @@ def command(
     packed = weights != "dense" if weights else packing_pays(path, dtype)
     loaded = load_model(path, dtype=dtype, packed=packed, rope=rope)
     optimize(loaded, has_wide_copies=weights == "both")
+    drafter = options.make_drafter(wanted, loaded, tokenizer=tokenizer, is_alone=True)
+    control, most = None, options.DEFAULT_TOKENS
+    if drafter is not None:
+        most = options.n_draft_tokens(drafter, draft_tokens)
+        control = options.make_control(drafter, loaded, most)
     load_s = time.perf_counter() - started
     say = None if is_json else _say
     found = generate(
@@ -95,6 +116,9 @@ def command(
         seed=seed,
         tokenizer=tokenizer,
         on_text=say,
+        drafter=drafter,
+        draft_tokens=most,
+        control=control,
     )[0]
     if is_json:
         record = _record(model, path, found, sampling, load_s=load_s, seed=seed)
@@ -104,15 +128,41 @@ def command(
             "products": products(loaded),
             "rope": rope,
         }
+        if found.tally is not None:
+            record["draft"] = _draft_record(draft, most, found.tally, control)
         _terminal.show_json(record)
         return
     _say("\n")
     rate = found.tokens_per_s
     speed = "" if rate is None else f" at {rate:.3g} tokens/s"
+    drafts = ""
+    if found.tally is not None and found.tally.n_drafted:
+        tally = found.tally
+        drafts = (
+            f" in {tally.n_passes} passes ({tally.n_accepted} of {tally.n_drafted} drafted tokens "
+            "kept)"
+        )
     _terminal.note(
-        f"{found.n_prompt_tokens} prompt tokens, {len(found.ids)} tokens{speed}; ended by "
+        f"{found.n_prompt_tokens} prompt tokens, {len(found.ids)} tokens{drafts}{speed}; ended by "
         + ("a stop" if found.finish_reason == "stop" else "the limit (--max-tokens, context)")
     )
+
+
+def _draft_record(draft: str, most: int, tally: Tally, control: Control | None) -> dict[str, Any]:
+    """How drafts fared, and what verifying costs here."""
+    costs = None
+    if control is not None:
+        costs = [[n, control.costs.of(n)] for n in control.costs.rows]
+    return {
+        "how": draft,
+        "most": most,
+        "n_passes": tally.n_passes,
+        "n_drafts": tally.n_drafts,
+        "n_drafted": tally.n_drafted,
+        "n_accepted": tally.n_accepted,
+        "acceptance": tally.acceptance,
+        "verify_cost": costs,
+    }
 
 
 def read_prompt(argument: str) -> str:

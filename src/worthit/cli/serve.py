@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,15 @@ MIB = 2**20
 @click.option(
     "--dtype", type=click.Choice(("fp32", "bf16", "fp16")), help="Of the weights; default: stored."
 )
+@click.option(
+    "--draft",
+    default="none",
+    show_default=True,
+    metavar="HOW",
+    help="Guess what follows and verify it in one pass, if it pays: lookup, lookahead, layers:N, "
+    "exit:N, heads:FOLDER, or a smaller MODEL of the same vocabulary.",
+)
+@click.option("--draft-tokens", type=Size(), metavar="K", help="Of a draft, at most.")
 @click.option("--max-sequences", type=Size(), default=16, show_default=True, help="At once.")
 @click.option(
     "--max-batch-tokens", type=Size(), default=256, show_default=True, help="Tokens of a step."
@@ -63,6 +73,8 @@ def command(
     weights: str | None,
     rope: str | None,
     dtype: str | None,
+    draft: str,
+    draft_tokens: int | None,
     max_sequences: int,
     max_batch_tokens: int,
     max_waiting: int,
@@ -84,6 +96,7 @@ def command(
     """
     _need_extras()
     from worthit.decode.engine import Engine, EngineConfig
+    from worthit.decode.speculative import options
     from worthit.decode.tokenizer import load_tokenizer
     from worthit.nn.inference import optimize
     from worthit.nn.load import checkpoint_path, load_model, packing_pays
@@ -98,6 +111,7 @@ def command(
         drain_s=drain,
         log=log,
     )
+    wanted = options.parse_draft(draft)
     limits = EngineConfig(
         max_sequences=max_sequences,
         max_batch_tokens=max(max_batch_tokens, max_sequences),
@@ -109,7 +123,10 @@ def command(
     packed = weights != "dense" if weights else packing_pays(path, dtype)
     loaded = load_model(path, dtype=dtype, packed=packed, rope=rope)
     optimize(loaded, has_wide_copies=weights == "both")
-    engine = Engine(loaded, tokenizer, limits)
+    drafter = options.make_drafter(wanted, loaded, tokenizer=tokenizer)
+    if drafter is not None:
+        limits = replace(limits, draft_tokens=options.n_draft_tokens(drafter, draft_tokens))
+    engine = Engine(loaded, tokenizer, limits, drafter=drafter)
 
     def say(address: str) -> None:
         record: dict[str, Any] = {
@@ -119,6 +136,7 @@ def command(
             "weights": weights or ("packed" if packed else "dense"),
             "context_len": engine.runner.context_len,
             "cache_blocks": engine.memory.n_blocks,
+            "draft": draft,
             "has_api_key": api_key is not None,
         }
         if is_json:

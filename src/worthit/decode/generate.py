@@ -19,6 +19,9 @@ from worthit.decode.tokenizer import Tokenizer, load_tokenizer
 from worthit.errors import InputError, MissingCapability
 
 if TYPE_CHECKING:
+    from worthit.decode.speculative.control import Control
+    from worthit.decode.speculative.drafter import Drafter
+    from worthit.decode.speculative.loop import Tally
     from worthit.nn.decoder import Decoder
 
 FinishReason = Literal["stop", "length"]
@@ -39,6 +42,7 @@ class Generation:
         n_prompt_tokens: tokens of the prompt.
         prefill_s: from the prompt to the first token, in seconds.
         decode_s: all tokens after the first, in seconds.
+        tally: passes, and how drafts fared; None without a drafter.
     """
 
     n_prompt_tokens: int
@@ -48,6 +52,7 @@ class Generation:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     n_steps: int = 0
+    tally: Tally | None = None
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -145,6 +150,9 @@ def generate(
     seed: int | None = None,
     tokenizer: Tokenizer | None = None,
     on_text: Callable[[str], None] | None = None,
+    drafter: Drafter | None = None,
+    draft_tokens: int = 7,
+    control: Control | None = None,
 ) -> list[Generation]:
     """What `model` says to each prompt, until a stop token or string, or `max_tokens`.
 
@@ -154,6 +162,8 @@ def generate(
         stop_ids: tokens that end it; None for the tokenizer's own.
         seed: of the choice, where it is not greedy.
         on_text: called with each new piece of text of the first prompt, whole characters only.
+        drafter: guesses what follows, for one prompt; see `worthit.decode.speculative`.
+        draft_tokens: of a guess, at most; `control` may take fewer.
 
     Raises:
         InputError: a prompt that is empty or beyond the context, or settings out of range.
@@ -172,7 +182,28 @@ def generate(
     is_open = [True] * len(prompts)
     started = time.perf_counter()
     first_at = None
-    for chosen in tokens_of(model, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed):
+    if drafter is None:
+        steps = tokens_of(model, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed)
+    else:
+        from worthit.decode.speculative.loop import Tally, speculate
+
+        _check(model, prompts)
+        if len(prompts) > 1:
+            raise InputError("drafter: one prompt at a time; the engine drafts for many")
+        done[0].tally = tally = Tally()
+        tokens = speculate(
+            model,
+            prompts[0],
+            drafter,
+            max_tokens=max_tokens,
+            most=draft_tokens,
+            sampling=sampling,
+            seed=seed,
+            control=control,
+            tally=tally,
+        )
+        steps = ([token] for token in tokens)
+    for chosen in steps:
         now = time.perf_counter()
         first_at = now if first_at is None else first_at
         for row, token in enumerate(chosen):

@@ -131,7 +131,7 @@ def test_drawn_drafts_leave_the_law_as_it_is() -> None:
     said = [one.ids for one in engine.generate(requests)]
     assert 0 < engine.stats.n_accepted_tokens < engine.stats.n_draft_tokens
     # The law of the second token given the first, for each first token that is common.
-    for first in set(ids[0] for ids in said):
+    for first in {ids[0] for ids in said}:
         own = [ids for ids in said if ids[0] == first]
         with torch.no_grad():
             row = model(torch.tensor([[*prompt, first]]))[0, -1].double() / settings.temperature
@@ -172,7 +172,9 @@ def test_features_are_those_of_the_targets_layers(name: str) -> None:
     for ids, features in drafter.found.values():
         streams: list[torch.Tensor] = []
         handles = [
-            model.layers[i].register_forward_hook(lambda _m, _i, out: streams.append(out))
+            model.layers[i].register_forward_hook(
+                lambda _m, _i, out, into=streams: into.append(out)
+            )
             for i in drafter.taps
         ]
         with torch.no_grad():

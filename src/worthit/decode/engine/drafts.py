@@ -1,4 +1,4 @@
-"""Drafts of many sequences at once: who is asked, how much, and what the drafter hears afterwards."""
+"""Drafts of many sequences at once: who is asked, how much, and what the drafter is told."""
 
 from __future__ import annotations
 

@@ -35,6 +35,9 @@ class Runner(Protocol):
     def run(self, parts: Ids[Part]) -> Tensor:
         """Logits `(rows, vocab_size)`: of each part its last `n_rows` tokens, in order."""
 
+    def keep_path(self, sequence: Sequence, path: Ids[int]) -> None:
+        """Move the accepted nodes of a tree behind the token said before it."""
+
     def check(self, n_tokens: int) -> None:
         """Raise InputError where a sequence of so many tokens is beyond this model."""
 

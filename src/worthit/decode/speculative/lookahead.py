@@ -2,8 +2,8 @@
 
 Fu et al. 2024, "Break the Sequential Dependency of LLM Inference Using Lookahead Decoding",
 arXiv:2402.02057, sections 3 and 4, algorithm 2: Jacobi iteration on a window of future tokens,
-whose trajectories are n-grams that the target itself would say; those that begin with the token said
-last are verified in the same pass.
+whose trajectories are n-grams that the target itself would say; those that begin with the token
+said last are verified in the same pass.
 
 | paper | here |
 |---|---|
