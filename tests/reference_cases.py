@@ -179,6 +179,11 @@ def with_preferences(shape: Shape) -> Case:
     return replace(case, data=Data(preferences=facts), stage="deployed", max_adoption="finetune")
 
 
+def with_answer_check(case: Case) -> Case:
+    """`case` whose answers can be checked."""
+    return replace(case, data=Data(answer_check="exact"))
+
+
 # Built once: frozen, and shared by every test.
 CASES: dict[str, Case] = {
     "mha-chat": serving(llama_2_7b(), concurrency=8),
@@ -202,6 +207,7 @@ CASES: dict[str, Case] = {
     **{f"align-{shape}": with_preferences(shape) for shape in SHAPES},
     "merge-serving": with_checkpoints(serving(llama_8b()), 2),
     **{f"inside-{need}": looking_inside(need) for need in INSIDES},
+    "checked-serving": with_answer_check(serving(llama_8b())),
     "tutor-serving": replace(
         serving(tutor(), prompt=16, output=16),
         stage="design",

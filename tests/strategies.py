@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from worthit.spec.case import (
     ADOPTIONS,
+    AnswerCheck,
     Case,
     Data,
     Device,
@@ -409,6 +410,7 @@ def cases() -> st.SearchStrategy[Case]:
             unique_tokens=st.none() | counts,
             repeat_epochs=st.none() | positive,
             checkpoints=st.none() | counts,
+            answer_check=st.none() | one_of_literal(AnswerCheck),
         ),
         stage=one_of_literal(Stage),
         goal=st.none() | one_of_literal(Goal),

@@ -292,7 +292,12 @@ def test_the_complete_example_states_what_it_shows() -> None:
     assert case.hardware.layout == Layout(tensor=2)
     assert case.runtime.prefill_chunk == 2048
     assert case.data == Data(
-        unique_tokens=500_000_000, repeat_epochs=1.0, checkpoints=2, inside="control", labels=200
+        unique_tokens=500_000_000,
+        repeat_epochs=1.0,
+        checkpoints=2,
+        inside="control",
+        labels=200,
+        answer_check="exact",
     )
     assert (case.goal, case.max_adoption) == ("throughput", "calibrate")
     assert case.warnings == ()

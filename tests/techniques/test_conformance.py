@@ -39,6 +39,7 @@ EXPECTED = {
     "interpretability": "difference-in-means linear-probe ccs sae-steering activation-addition "
     "directional-ablation nullspace-projection conceptor activation-patching knowledge-editing "
     "uncertainty-features",
+    "reasoning": "best-of-n self-consistency verifier-search budget-forcing",
 }
 RECORDS = list(catalogue().values())
 

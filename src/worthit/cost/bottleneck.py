@@ -111,6 +111,7 @@ TITLES: dict[str, tuple[str, str, str]] = {
     "opacity": ("quality", "", "what activations mean is not visible to a cost model"),
     "control": ("quality", "", "whether behaviour follows is not visible to a cost model"),
     "preferences": ("quality", "", "which answers are preferred is not visible to a cost model"),
+    "single-answer": ("quality", "", "what more answers are worth is not visible to a cost model"),
     "expert-imbalance": ("quality", "", "the balance of experts is not visible to a cost model"),
 }
 
@@ -185,6 +186,6 @@ def _phase(cost: Cost, name: str) -> str:
     assert isinstance(cost, ServeCost)
     if name not in cost.step.causes:
         return "memory" if TITLES[name][0] in ("memory", "requests") else "serving"
-    steps = float(cost.points.output[0]) / float(cost.tokens_per_step[0])
+    steps = float(cost.said[0]) / float(cost.tokens_per_step[0])
     decode = float(cost.step.causes[name][0]) * steps
     return "decode" if decode >= float(cost.prefill.causes[name][0]) else "prefill"

@@ -60,7 +60,7 @@ def choose(case: Case) -> Case:
         candidates.insert(0 if has_latents else 1, experts)
     room = [_sequences_that_fit(c) for c in candidates]
     for candidate, fits in zip(candidates, room, strict=True):
-        if fits >= case.workload.concurrency:
+        if fits >= case.workload.concurrency * case.runtime.samples:
             return candidate
     return candidates[int(np.argmax(room))]
 

@@ -35,6 +35,23 @@ class ServeCost(CaseCost):
         self.work = case.workload
         super().__init__(case, points)
 
+    @cached_property
+    def sequences(self) -> Array:
+        """Sequences asked for at once: every answer that is drawn for a request is one."""
+        return self.points.concurrency * self.runtime.samples
+
+    @cached_property
+    def said(self) -> Array:
+        """Tokens that one sequence says: with several rounds more than the output."""
+        return self.points.output * self.runtime.rounds
+
+    @cached_property
+    def own_prompt(self) -> Array:
+        """Prompt tokens that a sequence's cache holds: samples of a prompt share them out."""
+        shared = self.shared_tokens
+        own: Array = (self.points.prompt - shared) / self.runtime.samples + shared
+        return own
+
     # Memory
 
     @cached_property
@@ -56,10 +73,9 @@ class ServeCost(CaseCost):
         Without paging an engine must reserve what an output might reach; with pages it holds what
         is there, and a sequence is on average half-way through its output when others start.
         """
-        p = self.points
         if self.runtime.has_paging:
-            return p.prompt + p.output
-        return p.prompt + p.output * (1.0 + RESERVED_DEVIATIONS * self.work.output_spread)
+            return self.own_prompt + self.said
+        return self.own_prompt + self.said * (1.0 + RESERVED_DEVIATIONS * self.work.output_spread)
 
     @cached_property
     def shared_tokens(self) -> Array:
@@ -113,18 +129,18 @@ class ServeCost(CaseCost):
     @cached_property
     def running(self) -> Array:
         """Sequences in flight at once: what was asked for, or what fits."""
-        return np.minimum(self.points.concurrency, self.room)
+        return np.minimum(self.sequences, self.room)
 
     @cached_property
     def fits(self) -> Bools:
         """Whether everything asked for fits."""
-        fits: Bools = self.room >= self.points.concurrency
+        fits: Bools = self.room >= self.sequences
         return fits
 
     @cached_property
     def cache_bytes_total(self) -> Array:
         """Cache of all sequences asked for, on one device."""
-        each = np.maximum(self.points.concurrency / self.degrees.replicas, 1.0)
+        each = np.maximum(self.sequences / self.degrees.replicas, 1.0)
         return self.sequence_bytes * each + self._cache[1]
 
     @cached_property
@@ -178,11 +194,10 @@ class ServeCost(CaseCost):
 
     @cached_property
     def prefill(self) -> PassTime:
-        """Prefill of every running sequence of a replica."""
+        """Prefill of every running request of a replica."""
         new = np.maximum(self.points.prompt - self.shared_tokens, 1.0)
-        return self.timed(
-            self.forward("prefill", batch=self.batch, new=new, past=self.shared_tokens)
-        )
+        batch = np.maximum(self.batch / self.runtime.samples, 1.0)
+        return self.timed(self.forward("prefill", batch=batch, new=new, past=self.shared_tokens))
 
     @cached_property
     def first(self) -> PassTime:
@@ -193,7 +208,7 @@ class ServeCost(CaseCost):
     @cached_property
     def mean_context(self) -> Array:
         """Tokens in the cache, averaged over the output."""
-        return self.points.prompt + self.points.output / 2
+        return self.points.prompt + self.said / 2
 
     @cached_property
     def step(self) -> PassTime:
@@ -301,14 +316,18 @@ class ServeCost(CaseCost):
     @cached_property
     def request_s(self) -> Array:
         """Seconds from the start of a batch to the end of its outputs."""
-        decode = self.points.output * self.idle_factor * self.tpot_s
+        decode = self.said * self.idle_factor * self.tpot_s
         return self.seconds(self.prefill) + decode
 
     @cached_property
     def s_per_token(self) -> Array:
-        """Seconds of the whole service per output token: what both users and bills follow."""
+        """Seconds of the whole service per output token: what both users and bills follow.
+
+        What is said and not chosen, or said before the answer, is no output.
+        """
+        answered = self.running / self.runtime.samples * self.points.output
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self._unless_impossible(self.request_s / (self.running * self.points.output))
+            return self._unless_impossible(self.request_s / answered)
 
     @cached_property
     def ttft_s(self) -> Array:
@@ -335,7 +354,7 @@ class ServeCost(CaseCost):
     @cached_property
     def context_shortfall(self) -> Array:
         """How many times longer a sequence gets than the context the model was trained for."""
-        needed = self.points.prompt + self.points.output
+        needed = self.points.prompt + self.said
         return np.maximum(needed / self.model.context_len, 1.0)
 
     # Bottlenecks
@@ -343,7 +362,7 @@ class ServeCost(CaseCost):
     @cached_property
     def causes(self) -> dict[str, Array]:
         """Share of the service's time by bottleneck, prefill and decode together."""
-        steps = self.points.output * self.idle_factor / self.tokens_per_step[0]
+        steps = self.said * self.idle_factor / self.tokens_per_step[0]
         parts = [(self.prefill, 1.0), (self.step, steps)]
         if self.draft is not None:
             parts.append((self.draft, steps))
@@ -356,7 +375,7 @@ class ServeCost(CaseCost):
     @cached_property
     def prefill_share(self) -> Array:
         """Share of the service's time that goes into prefill."""
-        decode = self.points.output * self.idle_factor * self.step.mid / self.tokens_per_step[0]
+        decode = self.said * self.idle_factor * self.step.mid / self.tokens_per_step[0]
         share: Array = self.prefill.mid / (self.prefill.mid + decode)
         return share
 
@@ -365,9 +384,9 @@ class ServeCost(CaseCost):
         """How much each bottleneck takes of its resource, between 0 and 1."""
         p = self.points
         waiting = np.where(
-            self.weights_bytes < self.capacity_bytes, 1 - self.running / p.concurrency, 0.0
+            self.weights_bytes < self.capacity_bytes, 1 - self.running / self.sequences, 0.0
         )
-        used = p.prompt + p.output / 2
+        used = self.own_prompt + self.said / 2
         unused = np.maximum(1 - used / self.reserved_tokens, 0.0)
         cached = self.cache_bytes_total / self.total_bytes
         stall = self.first.mid / (self.first.mid + self.step.mid)

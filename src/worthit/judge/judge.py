@@ -37,7 +37,7 @@ from worthit.judge.verdict import (
 )
 from worthit.scorecard.evidence import evidence_of, is_of
 from worthit.spec.case import ADOPTIONS, Case, Training
-from worthit.techniques import UNSEEN, Technique, catalogue, technique
+from worthit.techniques import PAID_FOR, UNSEEN, Technique, catalogue, technique
 
 IN_PLACE_WITHOUT_NUMBER = (
     "In place; what the model would be without it is not one well-defined case, so no number is "
@@ -409,6 +409,8 @@ def _verdict_on_unseen(
     """Cost cannot see what the technique is for: it can only see what it takes."""
     if present:
         return "apply"
+    if t.relieves[0] in PAID_FOR:
+        return "defer" if reached and np.isfinite(predicted.after) else "never"
     hurts = predicted.low > 1 + THRESHOLD
     trains = case.stage == "design" or isinstance(case.workload, Training)
     can_try = reached and (trains or not _changes_model(t))

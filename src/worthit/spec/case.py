@@ -25,6 +25,8 @@ Merge = Literal[
 Inside = Literal["represent", "control", "circuit", "debug", "detect"]
 INSIDES: tuple[Inside, ...] = get_args(Inside)
 Alignment = Literal["dpo", "ipo", "kto", "simpo", "orpo", "spin", "rlaif", "constitutional-ai"]
+AnswerCheck = Literal["exact", "learned", "short"]
+Reasoning = Literal["best-of-n", "self-consistency", "verifier-search", "budget-forcing"]
 
 
 @record
@@ -249,6 +251,8 @@ class Runtime:
     `kept_tokens`. `recent_tokens` of a quantized cache stay in the format of activations, and older
     ones are quantized a group at a time; None quantizes every token by itself. `recompute`: which
     activations are recomputed in the backward pass.
+    `reasoning` is how more than one answer is paid for: `samples` of them are drawn side by side
+    for each request, of which one is given, and `rounds` tokens are said for each of the output.
     `optimizer_bytes_per_param` counts states and the master copy. `merge` is the method by which
     the weights were, or are to be, made of `data.checkpoints` instead of trained. `inside` names
     the technique by which the model is looked into or steered while it runs. `alignment` is the
@@ -274,6 +278,15 @@ class Runtime:
     merge: Merge | None = None
     inside: str | None = None
     alignment: Alignment | None = None
+    reasoning: Reasoning | None = None
+    samples: int = 1
+    rounds: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.samples >= 1, f"samples must be at least 1, got {self.samples}"),
+            (self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}"),
+        )
 
 
 @record
@@ -289,11 +302,15 @@ class Data:
     `preferences` are the facts of a set of preferences; in a case file its name, too. `label_noise`
     is the share of its labels that are known to be wrong, where that is known better than the file
     tells. `is_safety_critical` says that wrong answers do harm, and not only displease.
+    `answer_check` says how answers are told apart where one try is not good enough: by an `exact`
+    check (tests, a proof, arithmetic), a `learned` verifier, or because they are `short` enough to
+    be counted as votes.
     """
 
     unique_tokens: int | None = None
     repeat_epochs: float | None = None
     checkpoints: int | None = None
+    answer_check: AnswerCheck | None = None
     inside: Inside | None = None
     labels: int | None = None
     preferences: PreferenceFacts | None = None

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from worthit.techniques._catalogue import FAMILIES, catalogue, technique
-from worthit.techniques._record import UNSEEN, Bottleneck, Evidence, Metric, Source, Technique
+from worthit.techniques._record import (
+    PAID_FOR,
+    UNSEEN,
+    Bottleneck,
+    Evidence,
+    Metric,
+    Source,
+    Technique,
+)
 
 __all__ = [
     "FAMILIES",
+    "PAID_FOR",
     "UNSEEN",
     "Bottleneck",
     "Evidence",

@@ -26,6 +26,7 @@ FAMILIES = (
     "alignment",
     "merging",
     "interpretability",
+    "reasoning",
 )
 
 

@@ -39,6 +39,7 @@ Bottleneck = Literal[
     "opacity",
     "control",
     "preferences",
+    "single-answer",
 ]
 
 # Bottlenecks that no cost model sees: evidence is cited and an experiment decides.
@@ -51,8 +52,12 @@ UNSEEN: frozenset[str] = frozenset(
         "opacity",
         "control",
         "preferences",
+        "single-answer",
     }
 )
+# Of these, what is relieved at a price by its nature, where the case has said that it needs it: the
+# price is shown, and is no reason against trying.
+PAID_FOR: frozenset[str] = frozenset({"single-answer"})
 
 Metric = Literal[
     "s_per_token", "ttft_s", "stall_s", "memory_bytes", "train_total_s", "context_shortfall"

@@ -402,6 +402,8 @@ class Engine:
         if sequence.grammar is not None:
             sequence.grammar.accept(token)
         if token in sequence.stop_ids:
+            if choice.logprob is not None:
+                news.stop_logprob = choice.logprob.logprob
             self._finish(sequence, "stop", token)
             return
         news.ids.append(token)
@@ -477,6 +479,7 @@ class Engine:
                     prompt_logprobs=prompt_logprobs,
                     finish_reason=sequence.finish_reason,
                     stopped_by=news.stopped_by,
+                    stop_logprob=news.stop_logprob,
                     usage=self._usage(sequence) if sequence.is_finished else None,
                     error=sequence.failure,
                 )

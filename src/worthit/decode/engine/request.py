@@ -112,6 +112,7 @@ class Output:
         prompt_logprobs: once, with the first output, where the request asks for them.
         finish_reason: None while it goes on.
         stopped_by: the stop string or token.
+        stop_logprob: of the stop token, where the request asks for log-probabilities.
         usage: with the last output.
         error: why, where the reason is `error`.
     """
@@ -124,6 +125,7 @@ class Output:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     stopped_by: str | int | None = None
+    stop_logprob: float | None = None
     usage: Usage | None = None
     error: str | None = None
 
@@ -137,6 +139,7 @@ class Sample:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stopped_by: str | int | None = None
+    stop_logprob: float | None = None
     usage: Usage | None = None
     error: str | None = None
 
@@ -148,6 +151,7 @@ class Sample:
         if output.finish_reason is not None:
             self.finish_reason, self.stopped_by = output.finish_reason, output.stopped_by
             self.usage, self.error = output.usage, output.error
+            self.stop_logprob = output.stop_logprob
 
 
 @dataclass(kw_only=True)

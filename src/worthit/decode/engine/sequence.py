@@ -24,6 +24,7 @@ class News:
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     stopped_by: str | int | None = None
+    stop_logprob: float | None = None
 
 
 @dataclass(eq=False, kw_only=True)
