@@ -145,6 +145,11 @@ def bench_models(arguments: list[str]) -> int:
     return bench_all(ROOT / "benchmarks" / "models", arguments)
 
 
+def bench_inference(arguments: list[str]) -> int:
+    """Time decoding and serving beside transformers and llama.cpp: benchmarks/inference."""
+    return bench_all(ROOT / "benchmarks" / "inference", arguments)
+
+
 def bench_lab(arguments: list[str]) -> int:
     """Time training, optimizers and number formats: benchmarks/lab/bench_*.py."""
     return bench_all(ROOT / "benchmarks" / "lab", arguments)
@@ -192,6 +197,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "format": format_,
     "bench": bench,
     "bench-models": bench_models,
+    "bench-inference": bench_inference,
     "bench-lab": bench_lab,
     "accuracy": accuracy,
     "setup": setup,

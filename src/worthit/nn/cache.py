@@ -51,6 +51,21 @@ class GrowingTensor:
             grown[..., : self.length, :] = self.value
         self._room, self._start = grown, 0
 
+    def reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        """Have room for `shape[-2]` more; whether everything has moved for it."""
+        end = self._start + self.length + shape[-2]
+        if self._room is not None and end <= self._room.shape[-2] and not self._start:
+            return False
+        like = torch.empty(0, dtype=dtype) if self._room is None else self._room
+        self._grow(like.new_empty((*shape[:-2], 0, shape[-1])), self.length + shape[-2])
+        return True
+
+    @property
+    def room(self) -> Tensor:
+        """What is kept, and behind it what is reserved."""
+        assert self._room is not None, "nothing was appended"
+        return self._room
+
     @property
     def value(self) -> Tensor:
         """Everything appended and kept, `(..., length, width)`."""
@@ -289,6 +304,8 @@ class Cache:
         self.layers = layers
         self.length = 0
         self.is_real: Tensor | None = None
+        # What `worthit.nn.native` remembers of where all this is, until it moves.
+        self.stores: object = None
 
     def __iter__(self) -> Iterator[MixerCache]:
         return (cache for layer in self.layers for cache in layer)

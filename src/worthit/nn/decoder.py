@@ -196,6 +196,7 @@ class Decoder(nn.Module):
         # What `worthit.nn.inference.optimize` changes.
         self.is_optimized = False
         self.tied_head: nn.Module | None = None
+        self.native: Any = None
         self.source_config: dict[str, Any] | None = None
         # What `worthit.nn.quant` stored in few bits, as `config.json` says it.
         self.quantization: dict[str, Any] | None = None
@@ -281,8 +282,7 @@ class Decoder(nn.Module):
             attention_mask = cache.mask_of(input_ids.shape[1], attention_mask, input_ids)
         tokens = tokens_of(input_ids, past=past, attention_mask=attention_mask)
         tokens.relative_bias, tokens.low_rank = self.relative_bias, self.low_rank
-        x = self.embed(input_ids, tokens)
-        x = self.run(x, tokens, cache)
+        x = self.run(self._begun(input_ids, tokens), tokens, cache)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.logits(x[:, -1:] if last_only else x)
@@ -306,7 +306,7 @@ class Decoder(nn.Module):
         """
         for described in (tokens, *(tokens.parts or ())):
             described.relative_bias, described.low_rank = self.relative_bias, self.low_rank
-        x = self.run(self.embed(input_ids, tokens), tokens, cache)
+        x = self.run(self._begun(input_ids, tokens), tokens, cache)
         if rows is not None and not len(rows):
             return x.new_empty(1, 0, self.spec.vocab_size)
         return self.logits(x if rows is None else x[:, rows])
@@ -334,10 +334,16 @@ class Decoder(nn.Module):
         return self.logits(last(x, tokens).flatten(0, 1).index_select(0, rows))
 
     def run(self, x: Tensor, tokens: Tokens, cache: Cache | None) -> Tensor:
-        """All layers, one after another."""
+        """All layers, one after another; in one call where they are compiled."""
+        wanted = x.dtype
+        if self.native is not None:
+            y: Tensor | None = self.native.run(x, tokens, cache)
+            if y is not None:
+                return y
+            x = x.to(self.dtype)
         for i, block in enumerate(self.layers):
             x = passed(block, x, tokens, None if cache is None else cache.layers[i])
-        return x
+        return x.to(wanted)
 
     def generate(self, prompt: Any, **options: Any) -> Any:
         """What the model says to a prompt: `worthit.decode.generate`, with its own tokenizer.
@@ -367,6 +373,11 @@ class Decoder(nn.Module):
         if spec.position.kind == "sinusoidal":
             x = x + sinusoidal.table(tokens.positions, spec.d_model).to(x.dtype)
         return _maybe(self.embedding_norm, x)
+
+    def _begun(self, input_ids: Tensor, tokens: Tokens) -> Tensor:
+        """Embeddings; in fp32 where layers are compiled, and then logits are so too."""
+        x = self.embed(input_ids, tokens)
+        return x if self.native is None else x.float()
 
     def logits(self, x: Tensor) -> Tensor:
         """Final norm, output head, scale and soft cap."""

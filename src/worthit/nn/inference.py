@@ -11,8 +11,9 @@ in place, for inference alone:
 - matrices stored in few bits take the form of PyTorch's packed products (`nn.quant.kernels`), or
   are widened once to the model's own type where there is none.
 
-Where this build of torch has no such packing, that step is left out. `products` says what a model
-is multiplied by.
+Where all layers are of the common shape and the machine can compile (`worthit.nn.native`), none of
+this is needed: a pass is one call. Where this build of torch has no such packing, that step is left
+out. `products` says what a model is multiplied by.
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ from torch import Tensor, nn
 
 from worthit.nn.attention.gqa import GroupedQueryAttention
 from worthit.nn.decoder import Decoder
+from worthit.nn.native.decoder import make_native
+from worthit.nn.native.linear import NativeLinear
 from worthit.nn.quant.kernels import Int4Linear, Int8Head, Int8Linear, fast, fast_stack, fast_table
 from worthit.nn.quant.linear import StoredEmbedding, StoredLinear, StoredStack, dense
 
 
-def optimize(model: Decoder, *, has_wide_copies: bool = False) -> Decoder:
+def optimize(model: Decoder, *, has_wide_copies: bool = False, has_native: bool = True) -> Decoder:
     """Lay the weights of `model` out for decoding, in place; it can no longer be trained or saved.
 
     Weights elsewhere than on a CPU stay as they are.
 
     Args:
         has_wide_copies: keep a bf16 copy beside each matrix of few bits, for prompts and batches of
-            many rows: two bytes a weight more, and their products as fast as those of bf16.
+            many rows: two bytes a weight more, and their products as fast as those of bf16. Not
+            with compiled layers, whose products take as long with many rows as those of bf16.
+        has_native: compile the layers, where they, the machine and its compiler allow it.
     """
     if model.is_optimized or model.device.type != "cpu":
         return model
@@ -43,6 +48,11 @@ def optimize(model: Decoder, *, has_wide_copies: bool = False) -> Decoder:
     for module in model.modules():
         if type(module) is GroupedQueryAttention:
             module.fuse()
+    if has_native:
+        model.native = make_native(model)
+        if model.native is not None:
+            model.is_optimized = True
+            return model
     can_pack = _can_pack()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -108,7 +118,8 @@ def _lay_out_tied_head(model: Decoder, *, can_pack: bool) -> None:
 def products(model: Decoder) -> dict[str, int]:
     """How many matrices of `model` are multiplied by which product, most first.
 
-    `int4` and `int8` are the packed products, `stored` unpacks at every call, `dense` is any other.
+    `int4` and `int8` are the packed products, `stored` unpacks at every call, `dense` is any other;
+    compiled products are called by what they multiply: `fp32`, `bf16`, `int8`, `int4`.
     """
     kinds = {
         Int4Linear: "int4",
@@ -116,11 +127,14 @@ def products(model: Decoder) -> dict[str, int]:
         Int8Head: "int8",
         StoredLinear: "stored",
         PackedLinear: "dense",
+        NativeLinear: "",
         nn.Linear: "dense",
     }
     copies = {id(m.wide_copy) for m in model.modules() if isinstance(m, Int4Linear | Int8Linear)}
     counted = Counter(
-        kinds[type(m)] for m in model.modules() if type(m) in kinds and id(m) not in copies
+        m.kind if isinstance(m, NativeLinear) else kinds[type(m)]
+        for m in model.modules()
+        if type(m) in kinds and id(m) not in copies
     )
     if model.head is None and model.tied_head is None:
         counted["stored" if isinstance(model.embedding, StoredEmbedding) else "dense"] += 1

@@ -36,6 +36,8 @@ def ragged_tokens(parts: Sequence[tuple[int, int]], device: torch.device) -> Tok
 class Ragged:
     """The caches of one slot (a mixer, or a feed-forward that remembers), one a sequence."""
 
+    caches: list[Any]
+
     def __init__(self, caches: Sequence[Any]) -> None:
         self.caches = list(caches)
 
@@ -59,6 +61,10 @@ class Ragged:
         Args:
             q: `(1, n_heads, n, head_dim)`.
         """
+        return None
+
+    def in_blocks(self) -> tuple[Sequence[Sequence[int]], int] | None:
+        """The blocks of each sequence and the tokens of one, where all of the slot is in blocks."""
         return None
 
 

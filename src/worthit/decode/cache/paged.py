@@ -12,6 +12,8 @@ given of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ class PagedPair:
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
         self.parts = [first, second]
+        # What `worthit.nn.native` remembers of where these and other layers' stores are.
+        self.stores: object = None
 
     @classmethod
     def like(cls, first: Tensor, second: Tensor, n_slots: int) -> PagedPair:
@@ -72,7 +76,7 @@ class PagedCodes(PagedPair):
     is_exact = False
 
     def __init__(self, form: CacheFormat, dtype: torch.dtype, parts: list[Tensor]) -> None:
-        self.form, self.dtype, self.parts = form, dtype, parts
+        self.form, self.dtype, self.parts, self.stores = form, dtype, parts, None
 
     @classmethod
     def in_format(
@@ -114,9 +118,8 @@ class Places:
     Made once a pass and group of layers, and used by each of its layers.
 
     Attributes:
-        slots: `(n,)`, where the tokens of the pass are written.
-        seen: for each sequence `(first slot, n)` where what it sees stands in one run, else its
-            slots.
+        tables: the sequences'.
+        window: how far back the layers look; None for all the way.
         is_fresh: for each, whether it sees nothing but this pass.
         n_rows: sequences at the beginning of the pass that bring one token each.
     """
@@ -124,27 +127,37 @@ class Places:
     def __init__(self, tables: Sequence[BlockTable], tokens: Tokens, *, window: int | None) -> None:
         assert tokens.parts is not None
         self.device = tokens.positions.device
-        self._tables = tables
+        self.tables, self.window, self._parts = tables, window, tokens.parts
         self._ranges = [
             (0 if window is None else max(0, part.past - window + 1), part.past + part.n)
             for part in tokens.parts
         ]
         self.n_rows, self.is_exact = tokens.n_single, tokens.is_exact
-        written = [
-            table.slots(part.past, part.past + part.n)
-            for table, part in zip(tables, tokens.parts, strict=True)
-        ]
-        self.slots = torch.from_numpy(np.concatenate(written)).to(self.device)
         self.is_fresh = [part.past == 0 for part in tokens.parts]
-        self.seen = [self._seen(i) for i in range(len(tokens.parts))]
         self._together: tuple[Tensor, Tensor | None] | None = None
+
+    # What is asked for by some passes only is made when it is.
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """`(n,)`, where the tokens of the pass are written."""
+        written = [
+            table.slots(end - part.n, end)
+            for table, part, (_, end) in zip(self.tables, self._parts, self._ranges, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(written)).to(self.device)
+
+    @cached_property
+    def seen(self) -> list[Tensor | tuple[int, int]]:
+        """For each sequence `(first slot, n)` where what it sees is one run, else its slots."""
+        return [self._seen(i) for i in range(len(self.tables))]
 
     def _seen(self, i: int) -> Tensor | tuple[int, int]:
         start, end = self._ranges[i]
-        run = self._tables[i].run(start, end)
+        run = self.tables[i].run(start, end)
         if run is not None:
             return run, end - start
-        return torch.from_numpy(self._tables[i].slots(start, end)).to(self.device)
+        return torch.from_numpy(self.tables[i].slots(start, end)).to(self.device)
 
     @property
     def n_padded(self) -> int:
@@ -161,7 +174,7 @@ class Places:
             ranges = self._ranges[: self.n_rows]
             lengths = np.array([end - start for start, end in ranges])
             slots = np.empty((self.n_rows, lengths.max()), dtype=np.int64)
-            for row, (table, (start, end)) in enumerate(zip(self._tables, ranges, strict=False)):
+            for row, (table, (start, end)) in enumerate(zip(self.tables, ranges, strict=False)):
                 own = table.slots(start, end)
                 slots[row, : len(own)] = own
                 slots[row, len(own) :] = own[0]
@@ -196,14 +209,25 @@ class PagedRagged(Ragged):
     """One slot's store, as the sequences of a pass see it."""
 
     def __init__(self, pair: PagedPair, places: Places) -> None:
-        super().__init__(
-            [
-                # Keys stand otherwise in a pass than in blocks, and may be added up otherwise.
-                _Stored(pair, seen, is_fresh=is_fresh and not places.is_exact)
-                for seen, is_fresh in zip(places.seen, places.is_fresh, strict=True)
-            ]
-        )
+        # Not `super().__init__`: a compiled pass asks for none of its caches.
         self.pair, self.places = pair, places
+
+    @cached_property
+    def caches(self) -> list[Any]:  # type: ignore[override]
+        """What each sequence reads."""
+        places = self.places
+        return [
+            # Keys stand otherwise in a pass than in blocks, and may be added up otherwise.
+            _Stored(self.pair, seen, is_fresh=is_fresh and not places.is_exact)
+            for seen, is_fresh in zip(places.seen, places.is_fresh, strict=True)
+        ]
+
+    def in_blocks(self) -> tuple[Sequence[Sequence[int]], int] | None:
+        """All of the slot is in blocks; not as it was written where that is in few bits."""
+        tables = self.places.tables
+        if type(self.pair) is not PagedPair or self.places.window is not None:
+            return None
+        return [table.blocks for table in tables], tables[0].block_tokens
 
     def offer(self, first: Tensor, second: Tensor, tokens: Tokens) -> Sequence[_Stored]:
         """Store the whole pass in one write; the caches only read."""
