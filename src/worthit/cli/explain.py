@@ -10,6 +10,9 @@ from worthit.cli import _terminal
 from worthit.cli._case import CASE_FLAGS, Name, case_options, read_case
 from worthit.errors import InputError
 
+# What may be wanted of a model's activations; `worthit.spec.case.INSIDES`, without its import.
+NEEDS = ("represent", "control", "circuit", "debug", "detect")
+
 
 @click.command("explain")
 @click.argument("name", metavar="TECHNIQUE", type=Name("technique", "TECHNIQUE"))
@@ -43,8 +46,12 @@ def command(
 ) -> None:
     """Explain a technique, and what it would do for a case.
 
+    A need of somebody who looks inside of a model (represent, control, circuit, debug, detect)
+    explains which techniques answer it, and when.
+
     \b
     worthit explain gqa
+    worthit explain control
     worthit explain kv-quantization --for llama-3.1-8b --on h100 --prompt 8k --concurrency 32
     worthit explain dpo --for smollm2-135m --data prefs.jsonl
     """
@@ -59,6 +66,11 @@ def command(
     from worthit.report.records import explain
     from worthit.techniques import technique
 
+    if name in NEEDS:
+        if target is not None:
+            raise InputError(f"--for judges a technique, and {name} is a need; leave it out")
+        _explain_need(name, lang=lang, is_json=is_json)
+        return
     t = technique(name)
     judgement = None
     if target is not None:
@@ -68,3 +80,19 @@ def command(
         _terminal.show_json(explain(t, judgement))
         return
     _terminal.show(explain_lines(t, judgement, _terminal.of_stdout(), lang=lang))
+
+
+def _explain_need(need: str, *, lang: str, is_json: bool) -> None:
+    """The techniques that answer a need, the first to try first."""
+    from worthit.spec.codec import to_json
+    from worthit.techniques.interpretability._guide import guide
+
+    found = guide(need)
+    if is_json:
+        _terminal.show_json({"schema": "worthit.explain-need/1", **to_json(found)})
+        return
+    terminal = _terminal.of_stdout()
+    lines = [terminal.paint(terminal.plain(f"{found.id}: {found.question[lang]}"), "bold"), ""]
+    for option in found.options:
+        lines += _terminal.labelled(option.technique, option.when[lang], terminal, width=22)
+    _terminal.show([*lines, "", *terminal.wrap(found.caution[lang])])

@@ -80,8 +80,8 @@ class Patched:
         """Its part of a record."""
         return {
             "kind": self.kind,
-            "clean": self.clean,
-            "corrupt": self.corrupt,
+            "clean_metric": self.clean,
+            "corrupt_metric": self.corrupt,
             "n_passes": self.n_passes,
             "effects": {point: effect.tolist() for point, effect in self.effects.items()},
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from worthit._record import record
+from worthit.errors import unknown_name
 from worthit.spec.case import Inside
 
 
@@ -202,3 +203,15 @@ def needs_of(technique: str) -> Iterator[Inside]:
     for need in GUIDE.values():
         if name in {option.technique for option in need.options}:
             yield need.id
+
+
+def guide(need: str) -> Need:
+    """What answers `need`.
+
+    Raises:
+        UnknownName: nobody needs that.
+    """
+    for known in GUIDE.values():
+        if known.id == need:
+            return known
+    raise unknown_name("need", need, GUIDE)
