@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from worthit.errors import InputError
@@ -50,6 +50,11 @@ class Kind:
     step_score: Score | None = None
     thinking: Thinking | None = None
     again: Again | None = None
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether answers have an exact check."""
+        return all(question.is_checked for question in self.questions)
 
 
 def sums(n: int, *, n_terms: int, seed: int) -> Kind:
@@ -137,6 +142,41 @@ def arithmetic(n: int, tokenizer: Tokenizer, *, seed: int, signs: str = "+") -> 
             tokenizer, question.text, [draft.text for draft in drafts]
         ),
     )
+
+
+def one(text: str, tokenizer: Tokenizer, *, is_checked: bool) -> Kind:
+    """A single question as it is, checked by the arithmetic in it where there is any.
+
+    Raises:
+        InputError: it must be checked, and there is none.
+    """
+    value = value_of(text)
+    if value is None and is_checked:
+        asked_in_words(tokenizer, text)
+    prompt = (
+        tokenizer.encode(text)
+        if tokenizer.chat_template is None
+        else tokenizer.encode_chat([{"role": "user", "content": text}])
+    )
+    question = Question(
+        text=text,
+        prompt=tuple(prompt),
+        is_right=(lambda answer: False) if value is None else is_value(value),
+        is_checked=value is not None,
+    )
+    return Kind(
+        questions=(question,),
+        read_answer=str.strip if value is None else last_number,
+        max_tokens=256,
+        again=lambda question, drafts: _conversation(
+            tokenizer, question.text, [draft.text for draft in drafts]
+        ),
+    )
+
+
+def limited(kind: Kind, max_tokens: int | None) -> Kind:
+    """`kind` with answers of at most so many tokens."""
+    return kind if max_tokens is None else replace(kind, max_tokens=max_tokens)
 
 
 def asked_in_words(tokenizer: Tokenizer, text: str) -> Question:

@@ -19,11 +19,13 @@ class Question:
         text: as people read it.
         prompt: as the model does.
         is_right: whether an answer is, exactly.
+        is_checked: whether anybody knows.
     """
 
     text: str
     prompt: tuple[int, ...]
     is_right: Callable[[str], bool]
+    is_checked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
