@@ -22,6 +22,7 @@ VERBS = {
     "serve": "Serve a model to clients of OpenAI's interface.",
     "quantize": "Quantize a model: its weights in few bits, into a new folder.",
     "align": "Align a model: learn from preferences, ratings, demonstrations or feedback.",
+    "train-heads": "Train heads that draft for a model, on what it says itself.",
     "merge": "Merge checkpoints by a recipe, without training.",
     "steer": "Steer a model along a direction, and show the text before and after.",
     "probe": "Probe what a model's layers know, with the controls that keep it honest.",
@@ -47,7 +48,7 @@ class Verbs(click.Group):
         """Import and return a verb."""
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"worthit.cli.{cmd_name}")
+        module = importlib.import_module(f"worthit.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

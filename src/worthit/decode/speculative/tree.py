@@ -6,13 +6,13 @@ Inference and Verification", arXiv:2305.09781, sections 4.2 (tree attention) and
 
 | paper | here |
 |---|---|
-| tree, root included | slot 0 of the pass is the token said last; node i of the tree is slot i + 1 |
+| tree, root included | slot 0 of a pass is the token said last; node i of the tree is slot i + 1 |
 | topology-aware causal mask | `ancestors`: a slot sees the past, its ancestors and itself |
 | position of a node | past + depth; siblings share one, whatever slot they have |
-| P(x), Q(x) | `p`, what the target says; `q`, what a sibling was drawn from |
+| Q(x) | `q`, what a sibling was drawn from |
 
-A child whose token was not drawn but picked (the k likeliest, a look-up) has no `q`: it is a draw
-from the point mass on itself, and the same rule holds.
+A child whose token was not drawn but picked (the k likeliest, a look-up) has no `q`. What is
+accepted of a tree says `accept`.
 
 After the pass `commit` moves the keys and values of the accepted path to the front and drops the
 rest, so that the cache is that of a prefill of what was said.
@@ -20,7 +20,7 @@ rest, so that the cache is that of a prefill of what was said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -151,70 +151,3 @@ def commit(cache: Cache, tree: Tree, path: Sequence[int]) -> None:
         cache.take_back(n - len(kept))
     else:
         cache.keep_of_last(n, torch.tensor(kept))
-
-
-def follow_greedy(logits: Tensor, tree: Tree) -> tuple[list[int], int]:
-    """The nodes that the target would have said itself, and the token it says after them.
-
-    Args:
-        logits: `(n + 1, vocab_size)`, of `tree_pass`.
-    """
-    said = logits.argmax(dim=-1).tolist()
-    return follow_choices(lambda slot: said[slot], tree)
-
-
-def follow_choices(choose: Callable[[int], int], tree: Tree) -> tuple[list[int], int]:
-    """Go down as long as the token that `choose(slot)` says is a child's; and its last token.
-
-    Where `choose` draws from the target's distribution this is exact for any tree whose tokens do
-    not depend on the draw: what is said is what was drawn.
-    """
-    path: list[int] = []
-    node = ROOT
-    while True:
-        token = choose(node + 1)
-        node = next((i for i in tree.children(node) if tree.tokens[i] == token), ROOT)
-        if node == ROOT:
-            return path, token
-        path.append(node)
-
-
-def follow_sampled(p: Tensor, tree: Tree, uniform: Callable[[], float]) -> tuple[list[int], int]:
-    """The accepted path and the token after it: together a sample of the target.
-
-    Children are tried in order: one drawn from q is accepted with probability min(1, p(x) / q(x)),
-    and else p becomes (p - q)+, normalised (algorithm 2). Without `q` it is the point mass: p(x),
-    and then p without x.
-
-    Args:
-        p: `(n + 1, vocab_size)`, the target's distributions, temperature and truncation applied.
-        uniform: a number from 0 to below 1, a fresh one each time.
-    """
-    path: list[int] = []
-    node = ROOT
-    while True:
-        rest = p[node + 1].double()
-        for child in tree.children(node):
-            token = tree.tokens[child]
-            if tree.q is None:
-                odds, taken = rest[token], torch.zeros_like(rest)
-                taken[token] = rest[token]
-            else:
-                taken = tree.q[child].double()
-                odds = rest[token] / taken[token]
-            if uniform() < float(odds):
-                node = child
-                path.append(child)
-                break
-            left = (rest - taken).clamp_min(0)
-            # Nothing is left by rounding alone: p and q were the same.
-            rest = left / left.sum() if float(left.sum()) > 0 else rest
-        else:
-            return path, drawn(rest, uniform())
-
-
-def drawn(p: Tensor, chance: float) -> int:
-    """The token at which the running sum of `p` `(vocab_size,)` passes `chance`."""
-    sums = p.cumsum(dim=-1)
-    found = int(torch.searchsorted(sums, chance * sums[-1], right=True))
-    return min(found, int(p.nonzero().max()))
