@@ -74,6 +74,18 @@ def optimize(model: Decoder, *, has_wide_copies: bool = False, has_native: bool 
     return model
 
 
+def lay_out(module: nn.Module) -> None:
+    """Lay the dense products of any module out for inference, in place: heads beside a model."""
+    can_pack = _can_pack()
+    for part in list(module.modules()):
+        if type(part) is GroupedQueryAttention:
+            part.fuse()
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                _lay_out(parent, name, child, can_pack=can_pack)
+
+
 class PackedLinear(nn.Module):
     """A linear map whose weight oneDNN has laid out for its own product."""
 

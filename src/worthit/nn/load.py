@@ -120,9 +120,9 @@ def _load_folder(
         model = build(spec)
     model.source_config = _text_config(config)
     with ExitStack() as stack:
-        files = _Files(folder, stack, is_composite="text_config" in config)
+        files = FolderFiles(folder, stack, is_composite="text_config" in config)
         rules = _matching_rules(model, files, folder)
-        _fill(model, rules, files.read, wanted, device)
+        fill(model, rules, files.read, wanted, device)
     return model
 
 
@@ -141,7 +141,7 @@ def _load_stored(
     model.source_config = _text_config(config)
     model.quantization = quantization
     with ExitStack() as stack:
-        files = _Files(folder, stack, is_composite=False)
+        files = FolderFiles(folder, stack, is_composite=False)
         problems = stored_form.prepare(model, quantization, files.stored)
         expected = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
         found = {name: tensor.shape for name, tensor in files.stored.items()}
@@ -188,17 +188,18 @@ def _load_gguf(
             kinds = ", ".join(sorted({t.type for t in tensors.stored.values()}))
             known = ", ".join(ggml.GRID_OF)
             raise SpecError(f"{path}: nothing in it can stay packed: {known} can, it has {kinds}")
-    _fill(model, rules, lambda name: tensors.read(name, expected[name]), wanted, device)
+    fill(model, rules, lambda name: tensors.read(name, expected[name]), wanted, device)
     return model
 
 
-def _fill(
-    model: Decoder,
+def fill(
+    model: nn.Module,
     rules: Iterable[Rule],
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
     device: str | torch.device,
 ) -> None:
+    """Put what `rules` name into a module without memory; `read` gives a file's tensor."""
     for rule in rules:
         ours = rule.layout.to_ours([read(name) for name in rule.theirs])
         for name, tensor in zip(rule.ours, ours, strict=True):
@@ -251,7 +252,7 @@ def _dtype(wanted: str | torch.dtype) -> torch.dtype:
     return DTYPES[wanted]
 
 
-class _Files:
+class FolderFiles:
     """The tensors of a folder under the names that a model of text alone would have.
 
     `stored` has what each name's header says; `read` reads one.
@@ -308,7 +309,7 @@ def _language_model(names: Iterable[str]) -> Iterable[tuple[str, str]]:
 # --- does it fit --------------------------------------------------------------------------------
 
 
-def _matching_rules(model: Decoder, files: _Files, folder: Path) -> list[Rule]:
+def _matching_rules(model: Decoder, files: FolderFiles, folder: Path) -> list[Rule]:
     """The rules that fill `model` from `files`, or everything that is in the way."""
     is_published = model.source_config is not None
     names = names_of(model.spec) if is_published else Names(())
@@ -349,7 +350,7 @@ def _of(names: Names, ours: str) -> tuple[str, ...]:
     return tuple(f"{name}.weight" for name in theirs if isinstance(name, str))
 
 
-def _untied(tied: Iterable[str], names: Names, files: _Files) -> list[str]:
+def _untied(tied: Iterable[str], names: Names, files: FolderFiles) -> list[str]:
     """Heads that a file holds beside the embedding that they should be."""
     embedding = next((n for n in _of(names, "embedding") if n in files.stored), None)
     copies = [name for name in tied if name in files.stored]

@@ -62,8 +62,8 @@ class FeatureHead(Heads):
 
     layer: FeatureLayer
 
-    def __init__(self, config: HeadsConfig, model: Decoder) -> None:
-        super().__init__(config, model.spec.d_model)
+    def __init__(self, config: HeadsConfig, model: Decoder, *, has_head: bool = True) -> None:
+        super().__init__(config, model.spec.d_model, has_head=has_head)
         # Not its own: neither trained nor saved with it.
         self._model = (model,)
 
@@ -83,8 +83,7 @@ class FeatureHead(Heads):
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Over the draft vocabulary."""
-        y: Tensor = self.head(outputs)
-        return y
+        return self.read(outputs)
 
 
 class Eagle(FeatureHead):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worthit.decode.speculative.draft_model import DraftModel
 from worthit.decode.speculative.heads import Heads, HeadsConfig, rms_normed
+from worthit.decode.speculative.shallow import until
 from worthit.nn.decoder import Decoder
 from worthit.nn.norm import norm_for
 
@@ -41,11 +43,19 @@ class ExitHead(Heads):
     def forward(self, stream: Tensor) -> Tensor:
         """Logits over the draft vocabulary, of the stream `(..., d_model)`."""
         inner = functional.silu(self.wide(rms_normed(stream)))
-        y: Tensor = self.head(self.norm(stream + self.narrow(inner)))
-        return y
+        return self.read(self.norm(stream + self.narrow(inner)))
 
-    @torch.inference_mode()
-    def guess(self, stream: Tensor) -> tuple[int, float]:
-        """The likeliest token after the stream `(d_model,)`, and its odds."""
-        best = self(stream).float().softmax(dim=-1).max(dim=-1)
-        return int(self.ids[best.indices]), float(best.values)
+
+def exit_drafter(heads: ExitHead, model: Decoder) -> DraftModel:
+    """The first layers of `model` with `heads` at their end, as a model that drafts."""
+    view = until(model, heads.layer + 1)
+    vocab_size = model.spec.vocab_size
+
+    def logits(x: Tensor) -> Tensor:
+        said = heads(x)
+        # What the heads do not know is never drafted.
+        wide = said.new_full((*said.shape[:-1], vocab_size), -torch.inf)
+        return wide.index_copy_(-1, heads.ids, said)
+
+    view.logits = logits  # type: ignore[method-assign]  # the only thing in which it differs
+    return DraftModel(view, vocab_size, name="exit")

@@ -49,6 +49,7 @@ class Teacher:
     """The target's own distribution over the tokens that heads know, from its last stream."""
 
     def __init__(self, model: Decoder, heads: Heads) -> None:
+        assert heads.head is not None
         self.norm, self.rows = model.final_norm, heads.head.weight
         self.scale, self.cap = model.spec.logit_scale, model.spec.logit_softcap
 
@@ -80,7 +81,7 @@ def guesses(heads: Heads, lesson: Lesson) -> list[tuple[Tensor, Tensor]]:
         for k, turned in enumerate(heads.turned(heads.states(lesson.features))):
             ahead = k + 2
             is_asked = lesson.is_said[:, ahead:]
-            logits = heads.head(turned[:, :-ahead][is_asked])
+            logits = heads.read(turned[:, :-ahead][is_asked])
             found.append((logits, places[:, ahead:][is_asked]))
     else:
         assert isinstance(heads, ExitHead)

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worthit.decode.speculative.drafter import Drafter
 from worthit.errors import InputError, unknown_name
 from worthit.nn.decoder import Decoder
+from worthit.nn.inference import lay_out
 from worthit.nn.quant.linear import StoredEmbedding, StoredLinear
 
 Kind = Literal["medusa", "eagle", "exit"]
@@ -67,16 +69,24 @@ class Heads(nn.Module):
         head: rows of the target's output head for these tokens.
     """
 
-    def __init__(self, config: HeadsConfig, d_model: int) -> None:
+    ids: Tensor
+
+    def __init__(self, config: HeadsConfig, d_model: int, *, has_head: bool = True) -> None:
         super().__init__()
         self.config = config
         self.d_model = d_model
-        self.ids: Tensor
-        self.register_buffer("ids", torch.zeros(config.draft_vocab, dtype=torch.long))
-        self.head = nn.Linear(d_model, config.draft_vocab, bias=False)
+        self.register_buffer("ids", torch.arange(config.draft_vocab))
+        self.head = nn.Linear(d_model, config.draft_vocab, bias=False) if has_head else None
+
+    def read(self, states: Tensor) -> Tensor:
+        """Logits over the draft vocabulary, of normalised states `(..., d_model)`."""
+        assert self.head is not None
+        y: Tensor = self.head(states)
+        return y
 
     def take_head(self, model: Decoder, ids: Tensor) -> Self:
         """Know the tokens `ids`, and read them with the target's own rows."""
+        assert self.head is not None
         self.ids.copy_(ids)
         with torch.no_grad():
             self.head.weight.copy_(head_weight(model)[ids])
@@ -212,3 +222,39 @@ def make_heads(config: HeadsConfig, model: Decoder) -> Heads:
     from worthit.decode.speculative.exit_head import ExitHead
 
     return ExitHead(config, model)
+
+
+def load_drafter(value: str, model: Decoder) -> Drafter:
+    """What `--draft heads:VALUE` means for `model`.
+
+    Args:
+        value: a folder of heads, which draft chains; `tree:FOLDER`, trees; `mtp`, the layer for
+            multi-token prediction in the model's own checkpoint.
+
+    Raises:
+        InputError: no heads there, or not for this model.
+    """
+    from worthit.decode.speculative.feature_drafter import FeatureDrafter, TreeShape
+    from worthit.decode.speculative.medusa import Medusa, MedusaDrafter
+
+    if value == "mtp":
+        from worthit.decode.speculative.mtp import load_mtp
+
+        return FeatureDrafter(load_mtp(model), name="mtp")
+    is_tree = value.startswith("tree:")
+    heads = load_heads(value.removeprefix("tree:"), model)
+    if model.is_optimized:
+        lay_out(heads)
+    if isinstance(heads, Medusa):
+        return MedusaDrafter(heads, has_trees=is_tree)
+    if heads.config.kind == "eagle":
+        from worthit.decode.speculative.eagle import FeatureHead
+
+        assert isinstance(heads, FeatureHead)
+        return FeatureDrafter(heads, shape=TreeShape() if is_tree else None)
+    if is_tree:
+        raise InputError("heads:tree: an exit says one token at a time; leave `tree:` out")
+    from worthit.decode.speculative.exit_head import ExitHead, exit_drafter
+
+    assert isinstance(heads, ExitHead)
+    return exit_drafter(heads, model)

@@ -65,8 +65,7 @@ class Medusa(Heads):
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits `(n_heads, ..., draft_vocab)` of states `(..., d_model)`."""
-        y: Tensor = self.head(torch.stack(self.turned(states)))
-        return y
+        return self.read(torch.stack(self.turned(states)))
 
 
 class MedusaDrafter(Plain):
