@@ -185,7 +185,8 @@ class FeatureDrafter(Plain):
         """The `n_tokens` likeliest nodes of a tree that grew as `shape` says."""
         least = math.log(self.floor) if self.floor > 0 else -math.inf
         nodes: list[Node] = []
-        frontier, grown = [ROOT], []
+        frontier: list[int] = [ROOT]
+        grown: list[int] = []
         output = _output(track)
         for level in range(1, shape.depth + 1):
             logps = self.head.logits(output[0]).float().log_softmax(dim=-1)

@@ -109,7 +109,7 @@ def head_weight(model: Decoder) -> Tensor:
         from worthit.nn.quant.linear import dense
 
         return head.weight if isinstance(head, StoredEmbedding) else dense(head).weight
-    weight: Tensor = head.weight  # type: ignore[assignment]
+    weight: Tensor = head.weight
     return weight.detach()
 
 
@@ -200,13 +200,15 @@ def load_heads(folder: str | Path, model: Decoder) -> Heads:
     ]
     if wrong:
         raise InputError(*wrong)
-    heads = make_heads(config, model).to(dtype=model.dtype)
+    heads = make_heads(config, model)
+    heads.to(dtype=model.dtype)
     try:
         heads.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{folder}: {error}") from None
     heads.requires_grad_(requires_grad=False)
-    return heads.to(device=model.device).eval()
+    heads.to(device=model.device).eval()
+    return heads
 
 
 def make_heads(config: HeadsConfig, model: Decoder) -> Heads:

@@ -96,7 +96,7 @@ class MtpHead(FeatureHead):
         table = target.embedding
         if isinstance(table, StoredEmbedding):
             return table.as_head(outputs)
-        return functional.linear(outputs, table.weight)  # type: ignore[arg-type]
+        return functional.linear(outputs, table.weight)
 
 
 def load_mtp(model: Decoder) -> MtpHead:
@@ -131,7 +131,8 @@ def load_mtp(model: Decoder) -> MtpHead:
     head.requires_grad_(requires_grad=False)
     if model.is_optimized:
         lay_out(head)
-    return head.eval()
+    head.eval()
+    return head
 
 
 def _layer_of(model: Decoder) -> Layer:

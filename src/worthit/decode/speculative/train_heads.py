@@ -8,6 +8,7 @@ appears at the end, whole.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -278,7 +279,6 @@ def written(prepared: Prepared, work: Path, say: OnWork) -> Iterator[Outputs]:
     for i in range(n):
         path = work / f"outputs-{i:05d}.safetensors"
         if not path.is_file():
-            steps = iter(range(1, job.length + 1))
             made = block(
                 prepared.writer,
                 prepared.tokenizer,
@@ -287,14 +287,17 @@ def written(prepared: Prepared, work: Path, say: OnWork) -> Iterator[Outputs]:
                 length=job.length,
                 seed=1_000 * job.seed + i,
                 prompts=prepared.prompts,
-                on_step=lambda i=i, s=steps: say(
-                    "the model writes", i * job.length + next(s), n * job.length
-                ),
+                on_step=_counting(say, i * job.length, n * job.length),
             )
             partial = path.with_suffix(".part")
             save_file({k: v.contiguous() for k, v in vars(made).items()}, partial)
             partial.replace(path)
         yield Outputs(**load_file(path))
+
+
+def _counting(say: OnWork, done: int, of: int) -> Callable[[], None]:
+    steps = itertools.count(done + 1)
+    return lambda: say("the model writes", next(steps), of)
 
 
 def fresh_heads(job: Job, model: Decoder, config: HeadsConfig, ids: Tensor) -> Heads:
