@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from worthit.cost.params import count_params
+from worthit.decode.speculative.draft_model import DraftModel
+from worthit.decode.speculative.drafter import Plain
+from worthit.decode.speculative.loop import Tally, speculate
 from worthit.lab import models
 from worthit.lab.claims import Metric, at_least, not_better
 from worthit.lab.context import Context, Setting
@@ -33,7 +35,6 @@ from worthit.lab.tasks import task
 from worthit.lab.tasks.grammar_tutor import END, GrammarTutor, encode
 from worthit.lab.training import ticking
 from worthit.nn import Decoder
-from worthit.nn.cache import Cache, KVCache
 from worthit.spec.case import Serving
 from worthit.techniques import technique
 from worthit.train import Recipe, seeded, train_many
@@ -59,59 +60,28 @@ class Answers:
         return sum(len(ids) for ids in self.ids)
 
 
-@torch.inference_mode()
 def answer(
     target: Decoder, draft: Decoder | None, prompts: Sequence[list[int]], draft_len: int
 ) -> Answers:
-    """Greedy answers up to `END`, prompt by prompt (Leviathan et al. 2022, algorithm 1).
-
-    Greedy, a drafted token is accepted where it is the target's own choice, so that the text is
-    the target's whatever the draft says. `draft_len` 0 is plain decoding by the same loop.
-    """
-    said, n_passes, n_drafted, n_accepted = [], 0, 0, 0
+    """Greedy answers up to `END`, prompt by prompt; without a draft by the same loop."""
+    drafter = Plain() if draft is None else DraftModel(draft, target.spec.vocab_size)
+    tally, said = Tally(), []
     for prompt in prompts:
-        ids = list(prompt)
-        cache = target.new_cache()
-        draft_cache = draft.new_cache() if draft is not None else None
-        while ids[-1] != END and len(ids) < target.spec.context_len:
-            room = target.spec.context_len - len(ids) - 1
-            n = min(draft_len, room) if draft is not None else 0
-            guesses = list(_draft(draft, draft_cache, ids, n)) if n else []
-            new = torch.tensor([[*ids[cache.length :], *guesses]])
-            best = target(new, cache=cache)[0, -len(guesses) - 1 :].argmax(-1).tolist()
-            n_right = 0
-            while n_right < len(guesses) and guesses[n_right] == best[n_right] != END:
-                n_right += 1
-            ids += best[: n_right + 1]
-            roll_back(cache, len(ids) - 1)
-            if draft_cache is not None:
-                roll_back(draft_cache, len(ids) - 1)
-            n_passes, n_drafted = n_passes + 1, n_drafted + len(guesses)
-            n_accepted += n_right
-        said.append(ids[len(prompt) :])
-    return Answers(said, n_passes, n_drafted, n_accepted)
-
-
-def _draft(draft: Decoder | None, cache: Cache | None, ids: list[int], n: int) -> Any:
-    """`n` tokens of the draft's own, one after another."""
-    assert draft is not None
-    assert cache is not None
-    new = ids[cache.length :]
-    for _ in range(n):
-        token = int(draft(torch.tensor([new]), cache=cache, last_only=True)[0, -1].argmax())
-        yield token
-        new = [token]
-
-
-def roll_back(cache: Cache, n: int) -> None:
-    """Forget what stands beyond the first `n` tokens; full attention alone can."""
-    if cache.length <= n:
-        return
-    cache.length = n
-    for one in cache:
-        assert isinstance(one, KVCache)
-        assert one.window is None
-        one.keys.length = one.values.length = n
+        tokens = speculate(
+            target,
+            prompt,
+            drafter,
+            max_tokens=target.spec.context_len - len(prompt),
+            most=max(draft_len, 1),
+            tally=tally,
+        )
+        ids: list[int] = []
+        for token in tokens:
+            ids.append(token)
+            if token == END:
+                break
+        said.append(ids)
+    return Answers(said, tally.n_passes, tally.n_drafted, tally.n_accepted)
 
 
 def narrow(budget: Budget) -> Budget:

@@ -52,6 +52,7 @@ TECHNIQUE = Technique(
     name="Speculative decoding with a draft model",
     relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
+    module="worthit.decode.speculative.draft_model:DraftModel",
     apply=apply,
     experiment="worthit.lab.experiments.speculative_decoding:EXPERIMENT",
     is_present=is_present,
