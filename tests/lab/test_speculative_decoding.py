@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from worthit.decode.generate import tokens_of
 from worthit.lab.experiment import Budget
-from worthit.lab.experiments.speculative_decoding import answer, questions, roll_back
+from worthit.lab.experiments.speculative_decoding import answer, questions
 from worthit.lab.models import tutor
 from worthit.lab.tasks.grammar_tutor import END
 from worthit.train import seeded
@@ -40,16 +39,3 @@ def test_the_text_is_the_targets(draft_len: int, draft_seed: int) -> None:
         assert found.n_passes < found.n_tokens
     if not draft_len:
         assert found.n_passes == found.n_tokens
-
-
-def test_a_cache_forgets_its_end() -> None:
-    model = seeded(tutor(SMALL))(0).eval()
-    ids = torch.randint(128, (1, 12), generator=torch.Generator().manual_seed(0))
-    other = torch.randint(128, (1, 3), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        cache = model.new_cache()
-        model(ids, cache=cache)
-        roll_back(cache, 9)
-        continued = model(other, cache=cache)
-        whole = model(torch.cat([ids[:, :9], other], dim=1))[:, 9:]
-    torch.testing.assert_close(continued, whole)

@@ -295,6 +295,7 @@ class Engine:
         self._unread = others
         return [found[name] for name in order]
 
+    @torch.inference_mode()
     def _advance(self, parts: Ids[Part], logits: Tensor) -> None:
         """Move everybody on by what was computed; choose where all of it was."""
         now = self.clock()

@@ -97,7 +97,8 @@ def preparing(
             found: dict[str, float] = {"tokens": 0.0}
             alike: list[bool] = []
             total = Tally()
-                for kind, prompt in ids.items():
+            readings = 0.0
+            for kind, prompt in ids.items():
                 tally = Tally()
                 control = None if costs is None else Control(costs, fixed=_fixed(drafter, most))
                 began = time.process_time()

@@ -56,8 +56,8 @@ EXPERIMENT = Experiment(
     question="How many passes does looking up save where the answer repeats the prompt, and what "
     "does it cost where it does not?",
     expectation=Expectation(
-        statement="Twice as many tokens a pass on edits, more than one on summaries, the same text; "
-        "and a chat that is not slowed down, since drafts stop where they do not pay.",
+        statement="Twice as many tokens a pass on edits, more than one on summaries, the same "
+        "text; and a chat that is not slowed down, since drafts stop where they do not pay.",
         source=SAXENA_2023,
         refuted_if="edits get fewer than 1.6 tokens a pass or take more than 0.8 times the time, "
         "chats more than 1.1 times, or a text changes",
