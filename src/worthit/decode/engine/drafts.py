@@ -46,6 +46,7 @@ class Drafts:
     ) -> None:
         self.drafter, self.memory, self.config, self.clock = drafter, runner.memory, config, clock
         self.control: Control | None = None
+        self._context_len = runner.context_len
         self._taps: Taps | None = None
         model = getattr(runner, "model", None)
         if model is not None:
@@ -84,8 +85,7 @@ class Drafts:
             is_ready = sequence.n_said and sequence.n_computed + 1 == len(sequence.ids)
             if asked is None or not is_ready or sequence.draft:
                 continue
-            most = min(sequence.n_left, self.memory.n_alike(sequence)) - 1
-            asked.most = max(0, min(most, self.config.draft_tokens))
+            asked.most = self._most(sequence)
             if self.control is not None:
                 asked.most = self.control.n_wanted(
                     asked.pace, asked.most, n_rows=len(running), n_tokens=n_tokens
@@ -104,6 +104,16 @@ class Drafts:
             sequence.draft = _cut(tree, asked.most)
         if self.control is not None:
             self.control.note_draft_time(self.clock() - started, sum(map(len, trees)))
+
+    def _most(self, sequence: Sequence) -> int:
+        """Tokens of a draft, at most: what follows it must still be wanted, and fit."""
+        n = self.config.draft_tokens
+        if self.drafter.has_trees and sequence.n_left > 1:
+            # A tree has more tokens than it is deep: it may need more places than are left to say.
+            room = self.memory.n_tokens() or self._context_len
+            if len(sequence.ids) + n <= min(room, self._context_len):
+                return n
+        return max(0, min(n, min(sequence.n_left, self.memory.n_alike(sequence)) - 1))
 
     def judged(
         self, part: Part, start: int, tree: Tree, path: Ids[int], rows: Tensor, at: int

@@ -191,8 +191,11 @@ def speculate(
         while len(one.ids) < n_total:
             with torch.inference_mode():
                 tree = NOTHING
-                # A guess may take its place in the context, but what follows it must fit too.
-                one.most = min(most, n_total - len(one.ids) - 1)
+                n_left = n_total - len(one.ids)
+                # What follows a guess must fit too. A tree has more tokens than it is deep.
+                one.most = min(most, n_left - 1)
+                if drafter.has_trees and n_left > 1 and len(one.ids) + most <= context:
+                    one.most = most
                 if target.cache.length and one.most > 0:
                     if control is not None:
                         one.most = control.n_wanted(one.pace, one.most)
@@ -208,7 +211,7 @@ def speculate(
                     if control is not None:
                         control.note(one.pace, len(tree), len(verified.path))
                 drafter.observe(one, verified)
-            yield from said
+            yield from said[:n_left]
     finally:
         if taps is not None:
             taps.close()

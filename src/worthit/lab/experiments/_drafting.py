@@ -101,9 +101,8 @@ def preparing(
             for kind, prompt in ids.items():
                 tally = Tally()
                 control = None if costs is None else Control(costs, fixed=_fixed(drafter, most))
-                began = time.process_time()
-                said = _said(shared.model, prompt, drafter, n_tokens, most, control, tally)
-                found[f"{kind}_s"] = (time.process_time() - began) / len(said)
+                said, seconds = _said(shared.model, prompt, drafter, n_tokens, most, control, tally)
+                found[f"{kind}_s"] = seconds / (len(said) - 1)
                 found[f"{kind}_per_pass"] = len(said) / tally.n_passes
                 found["tokens"] += len(said)
                 readings += _readings(shared.model, drafter, tally)
@@ -115,8 +114,8 @@ def preparing(
                 alike.append(said == plain)
             found["alike"] = sum(alike) / len(alike)
             found["readings"] = readings / found["tokens"]
-            if total.n_drafted:
-                found["accepted"] = total.n_accepted / total.n_drafted
+            # Of none drafted none are accepted.
+            found["accepted"] = total.n_accepted / max(total.n_drafted, 1)
             return found
 
         return once
@@ -132,19 +131,24 @@ def _said(
     most: int,
     control: Control | None,
     tally: Tally,
-) -> list[int]:
-    """Exactly `n` tokens: what is measured is how they come, not what they are."""
+) -> tuple[list[int], float]:
+    """Exactly `n` tokens, and the processor time of all after the first, which is the prompt's."""
+    tokens: Iterator[int]
     if drafter is None:
         tally.n_passes = n
-        return [row[0] for row in tokens_of(model, [prompt], max_tokens=n)]
-    tokens = speculate(
-        model, prompt, drafter, max_tokens=n, most=most, control=control, tally=tally
-    )
-    return list(tokens)
+        tokens = iter(row[0] for row in tokens_of(model, [prompt], max_tokens=n))
+    else:
+        tokens = speculate(
+            model, prompt, drafter, max_tokens=n, most=most, control=control, tally=tally
+        )
+    said = [next(tokens)]
+    began = time.process_time()
+    said += tokens
+    return said, time.process_time() - began
 
 
 def _plain(shared: Drafting, prompt: list[int], n: int) -> list[int]:
-    return _said(shared.model, prompt, None, n, 1, None, Tally())
+    return _said(shared.model, prompt, None, n, 1, None, Tally())[0]
 
 
 def _fixed(drafter: Drafter | None, most: int) -> int | None:

@@ -135,9 +135,9 @@ def prepare(context: Context, arm: Arm, seed: int) -> Callable[[], dict[str, flo
         found = answer(target, draft if n else None, prompts, n)
         assert found.ids == plain, "speculation must not change the text"
         measured = {"tokens": float(found.n_tokens), "passes": float(found.n_passes)}
-        if found.n_drafted:
-            measured["accepted"] = found.n_accepted / found.n_drafted
-            measured["tokens_per_pass"] = found.n_tokens / found.n_passes
+        # Of none drafted none are accepted.
+        measured["accepted"] = found.n_accepted / max(found.n_drafted, 1)
+        measured["tokens_per_pass"] = found.n_tokens / found.n_passes
         return measured
 
     return once
