@@ -56,8 +56,13 @@ def test_json_is_one_record(model: str, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("how", ["lookup", "exit:1", "lookahead"])
 def test_drafts_change_the_passes_and_not_the_text(
-    how: str, model: str, capsys: pytest.CaptureFixture[str]
+    how: str,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     line = ["generate", model, "the cat sat on the cat sat on", "--raw", "--max-tokens", "16"]
     assert run([*line, "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
@@ -68,6 +73,7 @@ def test_drafts_change_the_passes_and_not_the_text(
     assert draft["how"] == how
     assert draft["n_passes"] + draft["n_accepted"] >= len(plain["ids"])
     assert draft["verify_cost"][0] == [1, 1.0]
+    assert len(list(tmp_path.rglob("verify-costs/*.json"))) == 1
     assert "draft" not in plain
 
 
