@@ -32,6 +32,8 @@ constexpr int LANES = 16;   // outputs of a tile, queries of a block
 constexpr int ROWS = 8;     // tokens that share one reading of a tile
 constexpr int CHAINS = 2;   // sums that run beside each other, whatever the number of rows
 constexpr int GROUP = 32;   // columns whose inputs are also summed, for the zeros of their codes
+constexpr int WIDEN_FROM = 17;  // rows from which a tile's codes are unpacked only once
+constexpr int FEW = 4;      // queries of a block for which keys stand in the lanes, not they
 constexpr int KEYS = 32;    // keys between two corrections of the running maximum
 
 enum Kind : int32_t { FP32, BF16, INT4, INT8 };
@@ -165,6 +167,14 @@ inline void tile_bf16(const Matrix& w, int tile, const Inputs& in, int row, __m5
   for (int m = 0; m < N; m++) total[m] = _mm512_add_ps(sum[m][0], sum[m][1]);
 }
 
+// Two columns of a tile.
+inline __m512bh pair_of_int8(const int8_t* codes) {
+  const auto* at = reinterpret_cast<const __m128i*>(codes);
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1)));
+  return _mm512_cvtne2ps_pbh(high, low);
+}
+
 template <int N>
 inline void tile_int8(const Matrix& w, int tile, const Inputs& in, int row, __m512* total) {
   const int8_t* codes = static_cast<const int8_t*>(w.codes) + int64_t(tile) * w.cols * LANES;
@@ -178,10 +188,7 @@ inline void tile_int8(const Matrix& w, int tile, const Inputs& in, int row, __m5
       for (auto& one : chains) one = _mm512_setzero_ps();
     for (int c = g * w.group; c < (g + 1) * w.group; c += 2 * CHAINS)
       for (int k = 0; k < CHAINS; k++) {
-        const auto* at = reinterpret_cast<const __m128i*>(codes + int64_t(c + 2 * k) * LANES);
-        const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)));
-        const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1)));
-        const __m512bh v = _mm512_cvtne2ps_pbh(high, low);
+        const __m512bh v = pair_of_int8(codes + int64_t(c + 2 * k) * LANES);
         for (int m = 0; m < N; m++)
           sum[m][k] = _mm512_dpbf16_ps(sum[m][k], v, pair_at(a + int64_t(m) * w.cols + c + 2 * k));
       }
@@ -192,6 +199,23 @@ inline void tile_int8(const Matrix& w, int tile, const Inputs& in, int row, __m5
   }
 }
 
+// bf16 of code - 8, for both values of the fifth bit, which belongs to the next code.
+inline const bf16* code_values() {
+  struct Table {
+    alignas(64) bf16 values[32];
+    Table() {
+      for (int i = 0; i < 32; i++) {
+        const float value = float(i % 16 - 8);
+        uint32_t bits;
+        __builtin_memcpy(&bits, &value, 4);
+        values[i] = bits >> 16;
+      }
+    }
+  };
+  static const Table table;
+  return table.values;
+}
+
 // A word holds four codes of one row, of columns c, c + 2, c + 4 and c + 6, the lowest bits first.
 template <int N>
 inline void tile_int4(const Matrix& w, int tile, const Inputs& in, int row, __m512* total) {
@@ -200,15 +224,7 @@ inline void tile_int4(const Matrix& w, int tile, const Inputs& in, int row, __m5
       static_cast<const uint32_t*>(w.scales) + int64_t(tile) * (w.cols / w.group) * LANES;
   const bf16* a = in.narrow + int64_t(row) * w.cols;
   const int n_sums = w.cols / GROUP, n_shared = w.group / GROUP;
-  // bf16 of code - 8, for both values of the fifth bit, which belongs to the next code.
-  alignas(64) bf16 values[32];
-  for (int i = 0; i < 32; i++) {
-    const float value = float(i % 16 - 8);
-    uint32_t bits;
-    __builtin_memcpy(&bits, &value, 4);
-    values[i] = bits >> 16;
-  }
-  const __m512i table = _mm512_load_si512(values);
+  const __m512i table = _mm512_load_si512(code_values());
   for (int m = 0; m < N; m++) total[m] = _mm512_setzero_ps();
   for (int g = 0; g < n_sums; g++) {
     __m512 sum[N][CHAINS];
@@ -238,10 +254,68 @@ inline void tile_int4(const Matrix& w, int tile, const Inputs& in, int row, __m5
   }
 }
 
+// The codes of a tile as bf16, where many rows are to be multiplied by them.
+void widen(const Matrix& w, int tile, bf16* to) {
+  if (w.kind == INT4) {
+    const __m512i table = _mm512_load_si512(code_values());
+    const auto* codes = static_cast<const uint8_t*>(w.codes) + int64_t(tile) * w.cols * (LANES / 2);
+    for (int c = 0; c < w.cols; c += 8) {
+      const __m512i words = _mm512_loadu_si512(codes + int64_t(c) * (LANES / 2));
+      for (int j = 0; j < 4; j++)
+        _mm512_storeu_si512(to + (c + 2 * j) * LANES,
+                            _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4 * j), table));
+    }
+    return;
+  }
+  const auto* codes = static_cast<const int8_t*>(w.codes) + int64_t(tile) * w.cols * LANES;
+  for (int c = 0; c < w.cols; c += 2)
+    _mm512_storeu_si512(to + c * LANES, (__m512i)pair_of_int8(codes + int64_t(c) * LANES));
+}
+
+// `tile_int4` and `tile_int8` on what `widen` made: the same sums in the same order.
 template <int N>
-inline void tile_of(const Matrix& w, int tile, const Inputs& in, int row, float* y, bool adds) {
+inline void tile_widened(const Matrix& w, int tile, const bf16* codes, const Inputs& in, int row,
+                         __m512* total) {
+  const bool has_zeros = w.kind == INT4;
+  const int n_groups = w.cols / w.group, size = has_zeros ? GROUP : w.group;
+  const auto* both = static_cast<const uint32_t*>(w.scales) + int64_t(tile) * n_groups * LANES;
+  const auto* scales = static_cast<const bf16*>(w.scales) + int64_t(tile) * n_groups * LANES;
+  const bf16* a = in.narrow + int64_t(row) * w.cols;
+  for (int m = 0; m < N; m++) total[m] = _mm512_setzero_ps();
+  for (int from = 0; from < w.cols; from += size) {
+    __m512 sum[N][CHAINS];
+    for (auto& chains : sum)
+      for (auto& one : chains) one = _mm512_setzero_ps();
+    for (int c = from; c < from + size; c += 2 * CHAINS)
+      for (int k = 0; k < CHAINS; k++) {
+        const __m512bh v = (__m512bh)_mm512_loadu_si512(codes + (c + 2 * k) * LANES);
+        for (int m = 0; m < N; m++)
+          sum[m][k] = _mm512_dpbf16_ps(sum[m][k], v, pair_at(a + int64_t(m) * w.cols + c + 2 * k));
+      }
+    const int64_t g = int64_t(from / w.group) * LANES;
+    if (!has_zeros) {
+      const __m512 scale = widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + g)));
+      for (int m = 0; m < N; m++)
+        total[m] = _mm512_fmadd_ps(scale, _mm512_add_ps(sum[m][0], sum[m][1]), total[m]);
+      continue;
+    }
+    const __m512i pair = _mm512_loadu_si512(both + g);
+    const __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+    const __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(~0xffff)));
+    for (int m = 0; m < N; m++) {
+      total[m] = _mm512_fmadd_ps(scale, _mm512_add_ps(sum[m][0], sum[m][1]), total[m]);
+      const float inputs = in.sums[int64_t(row + m) * (w.cols / GROUP) + from / GROUP];
+      total[m] = _mm512_fmadd_ps(zero, _mm512_set1_ps(inputs), total[m]);
+    }
+  }
+}
+
+template <int N>
+inline void tile_of(const Matrix& w, int tile, const bf16* wide, const Inputs& in, int row,
+                    float* y, bool adds) {
   __m512 total[N];
-  switch (w.kind) {
+  if (wide) tile_widened<N>(w, tile, wide, in, row, total);
+  else switch (w.kind) {
     case FP32: tile_fp32<N>(w, tile, in, row, total); break;
     case BF16: tile_bf16<N>(w, tile, in, row, total); break;
     case INT4: tile_int4<N>(w, tile, in, row, total); break;
@@ -257,18 +331,24 @@ inline void tile_of(const Matrix& w, int tile, const Inputs& in, int row, float*
 
 // This thread's share of y = in w^T (or of y += ...), for `n` rows.
 void multiply(const Matrix& w, const Inputs& in, int n, float* y, bool adds) {
+  static thread_local std::vector<bf16> held;
+  const bool is_widened = n >= WIDEN_FROM && (w.kind == INT4 || w.kind == INT8);
+  if (is_widened && held.size() < size_t(w.cols) * LANES) held.resize(size_t(w.cols) * LANES);
+  const bf16* wide = is_widened ? held.data() : nullptr;
   const int n_tiles = w.rows / LANES, id = omp_get_thread_num(), of = omp_get_num_threads();
-  for (int tile = n_tiles * id / of; tile < n_tiles * (id + 1) / of; tile++)
+  for (int tile = n_tiles * id / of; tile < n_tiles * (id + 1) / of; tile++) {
+    if (is_widened) widen(w, tile, held.data());
     for (int row = 0; row < n; row += ROWS) switch (std::min(ROWS, n - row)) {
-        case 1: tile_of<1>(w, tile, in, row, y, adds); break;
-        case 2: tile_of<2>(w, tile, in, row, y, adds); break;
-        case 3: tile_of<3>(w, tile, in, row, y, adds); break;
-        case 4: tile_of<4>(w, tile, in, row, y, adds); break;
-        case 5: tile_of<5>(w, tile, in, row, y, adds); break;
-        case 6: tile_of<6>(w, tile, in, row, y, adds); break;
-        case 7: tile_of<7>(w, tile, in, row, y, adds); break;
-        default: tile_of<8>(w, tile, in, row, y, adds);
+        case 1: tile_of<1>(w, tile, wide, in, row, y, adds); break;
+        case 2: tile_of<2>(w, tile, wide, in, row, y, adds); break;
+        case 3: tile_of<3>(w, tile, wide, in, row, y, adds); break;
+        case 4: tile_of<4>(w, tile, wide, in, row, y, adds); break;
+        case 5: tile_of<5>(w, tile, wide, in, row, y, adds); break;
+        case 6: tile_of<6>(w, tile, wide, in, row, y, adds); break;
+        case 7: tile_of<7>(w, tile, wide, in, row, y, adds); break;
+        default: tile_of<8>(w, tile, wide, in, row, y, adds);
       }
+  }
 }
 
 // --- what stands between products ---------------------------------------------------------------
@@ -434,6 +514,128 @@ void attend(const Model& m, const Pass& p, const Sequence& s, const void* keys, 
   }
 }
 
+// Rows and columns of 16 x 16 words.
+inline void transpose(__m512i* r) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  __m512i u[16];  // u[4 i + c]: column 4 k + c of rows 4 i to 4 i + 3 in its quarter k
+  for (int i = 0; i < 16; i += 4) {
+    u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int c = 0; c < 4; c++) {
+    const __m512i even = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd);
+    const __m512i even2 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
+    const __m512i odd2 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
+    r[c] = _mm512_shuffle_i32x4(even, even2, 0x88);
+    r[4 + c] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
+    r[8 + c] = _mm512_shuffle_i32x4(even, even2, 0xdd);
+    r[12 + c] = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
+  }
+}
+
+// `attend` for up to FEW queries, as while decoding: keys in the lanes for scores, channels for what
+// is read. Every number is made of the same operations in the same order as there.
+void attend_few(const Model& m, const Pass& p, const Sequence& s, const void* keys,
+                const void* values, int head, int first, int n_lanes, const float* qkv,
+                const Inputs& to) {
+  const int d = m.head_dim, group = m.n_heads / m.n_kv_heads;
+  const int n_words = m.is_fp32 ? d : d / 2, parts = d / LANES;
+  const int width = (m.n_heads + 2 * m.n_kv_heads) * d;
+  alignas(64) uint32_t words[FEW][256];
+  alignas(64) float weights[FEW][KEYS], sums[FEW][256];
+  float top[FEW], total[FEW];
+  int last[FEW], n_keys = 0;
+  for (int lane = 0; lane < n_lanes; lane++) {
+    const int token = (first + lane) / group, own = (first + lane) % group;
+    last[lane] = s.past + token;
+    n_keys = std::max(n_keys, last[lane] + 1);
+    top[lane] = -INFINITY;
+    total[lane] = 0;
+    const float* q = qkv + int64_t(s.start + token) * width + (head * group + own) * d;
+    store(q, words[lane], 0, d, m.is_fp32);
+    for (int c = 0; c < d; c++) sums[lane][c] = 0;
+  }
+  const __m512 scale = _mm512_set1_ps(m.scale), lowest = _mm512_set1_ps(-INFINITY);
+  const __m512i counted =
+      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const int64_t base = s.offset + head * p.head_stride;
+  const auto* key_words = static_cast<const uint32_t*>(keys);
+  for (int from = 0; from < n_keys; from += KEYS) {
+    const int n = std::min(KEYS, n_keys - from);
+    int64_t at[KEYS];
+    for (int j = 0; j < KEYS; j++)
+      at[j] = base + slot_of(s, from + std::min(j, n - 1), p.block_tokens) * d;
+    __m512 score[FEW][KEYS / LANES];
+    for (int half = 0; half < KEYS / LANES; half++) {
+      __m512 dot[FEW];
+      for (auto& one : dot) one = _mm512_setzero_ps();
+      if (half * LANES < n) {
+        for (int c = 0; c < n_words; c += LANES) {
+          __m512i r[LANES];
+          for (int i = 0; i < LANES; i++)
+            r[i] = _mm512_loadu_si512(key_words + at[half * LANES + i] / (m.is_fp32 ? 1 : 2) + c);
+          transpose(r);
+          for (int i = 0; i < LANES; i++)
+            for (int lane = 0; lane < n_lanes; lane++) {
+              const __m512i q = _mm512_set1_epi32(words[lane][c + i]);
+              dot[lane] = m.is_fp32 ? _mm512_fmadd_ps(_mm512_castsi512_ps(q),
+                                                      _mm512_castsi512_ps(r[i]), dot[lane])
+                                    : _mm512_dpbf16_ps(dot[lane], (__m512bh)q, (__m512bh)r[i]);
+            }
+        }
+      }
+      const __m512i place = _mm512_add_epi32(counted, _mm512_set1_epi32(from + half * LANES));
+      for (int lane = 0; lane < n_lanes; lane++) {
+        const __mmask16 sees = _mm512_cmple_epi32_mask(
+            place, _mm512_set1_epi32(std::min(last[lane], from + n - 1)));
+        score[lane][half] = _mm512_mask_mul_ps(lowest, sees, dot[lane], scale);
+      }
+    }
+    float kept[FEW];
+    for (int lane = 0; lane < n_lanes; lane++) {
+      const float highest = std::max(
+          top[lane], _mm512_reduce_max_ps(_mm512_max_ps(score[lane][0], score[lane][1])));
+      kept[lane] = _mm512_cvtss_f32(exp_of(_mm512_set1_ps(top[lane] - highest)));
+      top[lane] = highest;
+      total[lane] *= kept[lane];
+      for (int half = 0; half < KEYS / LANES; half++) {
+        const __m512 one = score[lane][half];
+        const __mmask16 sees = _mm512_cmp_ps_mask(one, lowest, _CMP_GT_OQ);
+        _mm512_store_ps(
+            weights[lane] + half * LANES,
+            _mm512_maskz_mov_ps(sees, exp_of(_mm512_sub_ps(one, _mm512_set1_ps(highest)))));
+      }
+      for (int j = 0; j < n; j++) total[lane] += weights[lane][j];
+    }
+    for (int c = 0; c < parts; c++) {
+      __m512 sum[FEW];
+      for (int lane = 0; lane < n_lanes; lane++)
+        sum[lane] = _mm512_mul_ps(_mm512_load_ps(sums[lane] + c * LANES), _mm512_set1_ps(kept[lane]));
+      for (int j = 0; j < n; j++) {
+        const __m512 v =
+            m.is_fp32 ? _mm512_loadu_ps(static_cast<const float*>(values) + at[j] + c * LANES)
+                      : widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+                            static_cast<const bf16*>(values) + at[j] + c * LANES)));
+        for (int lane = 0; lane < n_lanes; lane++)
+          sum[lane] = _mm512_fmadd_ps(_mm512_set1_ps(weights[lane][j]), v, sum[lane]);
+      }
+      for (int lane = 0; lane < n_lanes; lane++) _mm512_store_ps(sums[lane] + c * LANES, sum[lane]);
+    }
+  }
+  for (int lane = 0; lane < n_lanes; lane++) {
+    const int token = (first + lane) / group, own = (first + lane) % group;
+    for (int c = 0; c < d; c++) sums[lane][c] /= total[lane];
+    to.put(s.start + token, (head * group + own) * d, d, sums[lane]);
+  }
+}
+
 struct Block {
   int32_t sequence, head, first, n;
 };
@@ -540,7 +742,8 @@ void worthit_pass(const Model* model, const Pass* pass) {
     }
     for (int i = next[l]++; i < int(blocks.size()); i = next[l]++) {
       const Block& b = blocks[i];
-      attend(m, p, p.sequences[b.sequence], p.keys[l], p.values[l], b.head, b.first, b.n, qkv, read);
+      (b.n <= FEW ? attend_few : attend)(m, p, p.sequences[b.sequence], p.keys[l], p.values[l],
+                                         b.head, b.first, b.n, qkv, read);
     }
 #pragma omp barrier
     multiply(layer.out, read, n, p.x, true);
