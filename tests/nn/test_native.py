@@ -13,6 +13,9 @@ from torch import nn
 
 from worthit.decode.engine import Engine, EngineConfig, Request
 from worthit.decode.generate import tokens_of
+from worthit.decode.speculative.shallow import shallow
+from worthit.decode.speculative.taps import Taps
+from worthit.decode.speculative.tree import Tree, tree_pass
 from worthit.nn.decoder import Decoder, build
 from worthit.nn.inference import optimize, products
 from worthit.nn.native import build as compiled
@@ -169,6 +172,26 @@ def test_what_is_not_plain_keeps_its_layers(ids: torch.Tensor) -> None:
         assert_near(quick(ids[1:, 9:12], cache=cache), plain(ids[1:, :12])[:, 9:])
     assert products(quick) == {"fp32": 13}
     assert any(isinstance(m, NativeLinear) for m in quick.modules())
+
+
+@needs_library
+def test_hooks_trees_and_views_see_the_layers_that_they_mean(ids: torch.Tensor) -> None:
+    quick, plain = model_of("fp32"), model_of("fp32", has_native=False)
+    with torch.inference_mode():
+        taps = [Taps(model, [0, 2]) for model in (quick, plain)]
+        for model in (quick, plain):
+            model(ids[:, :9], cache=model.new_cache())
+        assert_near(*(one.features() for one in taps))
+        for one in taps:
+            one.close()
+        views = [shallow(model, [0, 2]) for model in (quick, plain)]
+        assert_near(*(view(ids[:, :9], cache=view.new_cache()) for view in views))
+        tree, caches = Tree((5, 6, 7), (-1, -1, 0)), [quick.new_cache(), plain.new_cache()]
+        found = []
+        for model, cache in zip((quick, plain), caches, strict=True):
+            model(ids[:1, :9], cache=cache)
+            found.append(tree_pass(model, cache, 4, tree))
+        assert_near(*found)
 
 
 @pytest.fixture

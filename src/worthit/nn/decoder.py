@@ -337,6 +337,8 @@ class Decoder(nn.Module):
         """All layers, one after another; in one call where they are compiled."""
         wanted = x.dtype
         if self.native is not None:
+            if self.native.layers is not self.layers:  # a view with some of them alone
+                self.native = type(self.native)(self)
             y: Tensor | None = self.native.run(x, tokens, cache)
             if y is not None:
                 return y

@@ -77,6 +77,7 @@ def kept(model: Decoder, how: str, make: Callable[[], Costs]) -> Costs:
         "name": model.spec.name,
         "dtype": str(model.dtype),
         "products": products(model),
+        "is_compiled": model.native is not None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": [platform.machine(), platform.processor(), os.cpu_count()],

@@ -2,7 +2,8 @@
 
 "Plain" is the common shape of today's models: RMS norms before each half, grouped-query attention
 over all that came before, rotations of whole heads in halves, a gated SiLU. Everything else, and
-every pass that pads, keeps other caches or wants gradients, goes the way of `worthit.nn.decoder`.
+every pass that pads, branches, keeps other caches, wants gradients or is looked at by a hook, goes
+the way of `worthit.nn.decoder`.
 
 Between layers numbers are fp32 throughout; a model in 16 bits or fewer rounds them to bf16 where a
 product reads them, and keeps keys and values in bf16, as the reference does.
@@ -112,7 +113,14 @@ class NativeLayers:
         assert isinstance(ffn, FeedForwardSpec)
         self.position, self.head_dim = spec.position, first.head_dim
         self.n_kv_heads, self.dtype = first.n_kv_heads, model.dtype
+        self.layers = model.layers
         blocks: list[Any] = list(model.layers)
+        # Who looks at a layer wants it to run: dictionaries that are filled then.
+        self._hooks = [
+            hooks
+            for module in model.layers.modules()
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
         self._norms = [
             norm.weight.detach().float().contiguous()
             for block in blocks
@@ -149,7 +157,10 @@ class NativeLayers:
             cache is None
             or tokens.is_real is not None
             or tokens.slot_positions is not None
+            or tokens.among is not None
+            or any(part.among is not None for part in tokens.parts or ())
             or x.requires_grad
+            or any(self._hooks)
         )
         if is_odd:
             return None
