@@ -46,7 +46,7 @@ def our_chance(seed: int = 0) -> Iterator[None]:
     """Have `mergekit` draw from this project's generators, by tensor and model."""
     from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 
-    from worthit.merge.dare import generator, mask
+    from worthit.merge.thinning import generator, mask
 
     plain_merge, plain_bernoulli = GeneralizedTaskArithmeticMerge.merge_group, torch.bernoulli
     place: list[Any] = ["", []]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worthit.errors import InputError
 from worthit.merge.breadcrumbs import breadcrumbs
-from worthit.merge.dare import dare_linear, dare_ties, generator, mask
+from worthit.merge.dare import dare_linear, dare_ties
 from worthit.merge.della import della, keeps
 from worthit.merge.linear import linear
 from worthit.merge.magnitude import band
@@ -22,6 +22,7 @@ from worthit.merge.model_stock import model_stock
 from worthit.merge.passthrough import passthrough
 from worthit.merge.slerp import slerp
 from worthit.merge.task_arithmetic import task_arithmetic
+from worthit.merge.thinning import generator, mask
 from worthit.merge.ties import ties
 
 WEIGHTS = (0.6, 0.5, -0.3)

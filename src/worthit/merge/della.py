@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from worthit.errors import InputError
-from worthit.merge.dare import Rescale, generator, join, mask
 from worthit.merge.stack import Stack, in_memory
+from worthit.merge.thinning import Rescale, generator, join, mask
 
 
 def della(
