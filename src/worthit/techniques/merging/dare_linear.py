@@ -97,6 +97,7 @@ TECHNIQUE = Technique(
         "base + lambda times that",
     ),
     module="worthit.merge.dare:dare_linear",
+    experiment="worthit.lab.experiments.dare_linear:EXPERIMENT",
     parity=(
         "mergekit 0.1.5 drawing from the same chance, frozen tensors of whole recipes and live "
         "where it is installed (tests/merge/test_parity.py)",

@@ -99,6 +99,7 @@ TECHNIQUE = Technique(
         "base + lambda times that",
     ),
     module="worthit.merge.dare:dare_ties",
+    experiment="worthit.lab.experiments.dare_ties:EXPERIMENT",
     parity=(
         "mergekit 0.1.5 drawing from the same chance, frozen tensors of whole recipes and live "
         "where it is installed (tests/merge/test_parity.py)",

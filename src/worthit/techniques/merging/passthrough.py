@@ -96,6 +96,7 @@ TECHNIQUE = Technique(
         "~train from nothing => continue pre-training from the stack",
     ),
     module="worthit.merge.passthrough:passthrough",
+    experiment="worthit.lab.experiments.passthrough:EXPERIMENT",
     parity=(
         "mergekit 0.1.5, frozen tensors of whole recipes and live where it is installed "
         "(tests/merge/test_parity.py)",

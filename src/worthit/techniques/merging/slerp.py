@@ -95,6 +95,7 @@ TECHNIQUE = Technique(
         "one model of the same size",
     ),
     module="worthit.merge.slerp:slerp",
+    experiment="worthit.lab.experiments.slerp:EXPERIMENT",
     parity=(
         "mergekit 0.1.5, frozen tensors of whole recipes and live where it is installed "
         "(tests/merge/test_parity.py)",

@@ -94,6 +94,7 @@ TECHNIQUE = Technique(
         "~base => base + sum",
     ),
     module="worthit.merge.task_arithmetic:task_arithmetic",
+    experiment="worthit.lab.experiments.task_arithmetic:EXPERIMENT",
     parity=(
         "mergekit 0.1.5, frozen tensors of whole recipes and live where it is installed "
         "(tests/merge/test_parity.py)",

@@ -97,6 +97,7 @@ TECHNIQUE = Technique(
         "base + lambda times that",
     ),
     module="worthit.merge.ties:ties",
+    experiment="worthit.lab.experiments.ties:EXPERIMENT",
     parity=(
         "mergekit 0.1.5, frozen tensors of whole recipes and live where it is installed "
         "(tests/merge/test_parity.py)",
