@@ -13,7 +13,6 @@ from worthit.cli._progress import Progress, time_text
 from worthit.errors import InputError, MissingCapability
 
 if TYPE_CHECKING:
-
     from worthit.decode.tokenizer import Tokenizer
     from worthit.reason import Chosen, Generator, Question
     from worthit.reason.verify import Score

@@ -21,6 +21,8 @@ from worthit.decode.speculative.loop import Tally, speculate
 from worthit.decode.speculative.shallow import SharedExit, until, without
 from worthit.errors import InputError
 from worthit.nn.decoder import Decoder, build
+from worthit.nn.inference import optimize
+from worthit.spec.model import Attention, FeedForward, Layer, ModelSpec
 
 N = 24
 REFUSED = {"longrope": "old rotation", "expert choice": "choose among all", "capacity": "choose"}
@@ -103,6 +105,34 @@ def deeper(name: str) -> Decoder:
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.3)
     return model
+
+
+@pytest.mark.parametrize("kind", ["exit", "skip", "until"])
+def test_layers_that_are_compiled_draft_as_well(kind: str) -> None:
+    """Where there is a compiler; elsewhere this is the same as above, laid out otherwise."""
+    torch.manual_seed(2)
+    attention = Attention(n_heads=4, n_kv_heads=2, head_dim=16)
+    layer = Layer(mixers=(attention,), ffn=FeedForward(d_ff=96))
+    spec = ModelSpec(name="m", d_model=64, vocab_size=VOCAB, context_len=128, layers=(layer,) * 4)
+    model = build(spec).eval()
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.2)
+    ids = prompt(8)
+    want = alone(model, ids)
+    model = optimize(model)
+    made = {
+        "exit": lambda: SharedExit(model, 2),
+        "skip": lambda: DraftModel(without(model, 1, ids), VOCAB),
+        "until": lambda: DraftModel(until(model, 2), VOCAB),
+    }[kind]
+    got, tally = fast(model, ids, made(), most=3)
+    assert got == want
+    assert tally.n_drafted > 0
+    # Turned off in between: the halves of the cache go on together.
+    dear = Control(Costs(rows=(1, 2, 8), seconds=(1.0, 1.9, 7.0)))
+    got, _ = fast(model, ids, made(), most=3, control=dear)
+    assert got == want
 
 
 def test_an_exit_computes_on_the_targets_own_cache_and_runs_no_layer_twice() -> None:

@@ -22,10 +22,11 @@ from worthit.decode.speculative.control import Control
 from worthit.decode.speculative.drafter import NOTHING, Asked, Drafter, Verified
 from worthit.decode.speculative.taps import Taps
 from worthit.decode.speculative.tree import ROOT, Tree, commit, require_trees, tree_pass
+from worthit.decode.speculative.views import shallow
 from worthit.errors import InputError
 from worthit.nn.cache import Cache
-from worthit.nn.decoder import Decoder, passed
-from worthit.nn.tokens import tokens_of
+from worthit.nn.decoder import Decoder
+from worthit.nn.tokens import Tokens, tokens_of
 
 # What windows keep behind them: a guess is no longer than this.
 MOST_DRAFTED = 64
@@ -71,9 +72,10 @@ class Target:
         self.loses_rows = can_take_back(self.cache)
         # Where states cannot lose tokens: the cache before the guess.
         self._before: Cache | None = None
-        # The stream `(1, m, d_model)` after the first `_depth` layers, of tokens begun and not run.
+        # The stream `(1, m, d_model)` after the first layers, of tokens begun and not run.
         self.begun: Tensor | None = None
-        self._depth = 0
+        # The first layers and the others, each with their caches, once something was begun.
+        self._halves: tuple[tuple[Decoder, Cache], tuple[Decoder, Cache]] | None = None
 
     def begin(self, ids: Sequence[int], depth: int) -> Tensor:
         """Run `ids` beyond what is computed through the first `depth` layers; logits of the last.
@@ -81,20 +83,28 @@ class Target:
         `run` goes on from there. Only rows can be begun: states would be lost.
         """
         model, cache = self.model, self.cache
+        if self._halves is None:
+            layers = range(len(model.layers))
+            self._halves = (
+                (shallow(model, layers[:depth]), Cache(cache.layers[:depth])),
+                (shallow(model, layers[depth:]), Cache(cache.layers[depth:])),
+            )
         done = cache.length + (0 if self.begun is None else self.begun.shape[1])
-        x = self._first(torch.tensor([list(ids[done:])], device=model.device), done, depth)
+        x = self._first(torch.tensor([list(ids[done:])], device=model.device), done)
         self.begun = x if self.begun is None else torch.cat([self.begun, x], dim=1)
-        self._depth = depth
         return model.logits(x[:, -1:])[0, -1]
 
-    def _first(self, new: Tensor, past: int, depth: int) -> Tensor:
-        model = self.model
+    def _first(self, new: Tensor, past: int) -> Tensor:
+        assert self._halves is not None
+        first, cache = self._halves[0]
+        tokens = self._tokens(new, past)
+        return first.run(first.embed(new, tokens), tokens, cache)
+
+    def _tokens(self, new: Tensor, past: int) -> Tokens:
         tokens = tokens_of(new, past=past, attention_mask=None)
+        model = self.model
         tokens.relative_bias, tokens.low_rank = model.relative_bias, model.low_rank
-        x = model.embed(new, tokens)
-        for block, caches in zip(model.layers[:depth], self.cache.layers[:depth], strict=True):
-            x = passed(block, x, tokens, caches)
-        return x
+        return tokens
 
     def run(self, new: Sequence[int], tree: Tree = NOTHING) -> Tensor:
         """Compute `new` and `tree` after it; logits `(1 + len(tree), vocab_size)`.
@@ -106,7 +116,7 @@ class Target:
             assert len(new) == 1, "a tree follows one token"
             return tree_pass(model, cache, new[0], tree)
         ids = torch.tensor([[*new, *tree.tokens]], device=model.device)
-        if self.begun is not None:
+        if self._halves is not None:
             return self._finish(ids)[-1 - len(tree) :]
         if len(tree) and not self.loses_rows:
             self._before = cache.fork()
@@ -114,19 +124,17 @@ class Target:
         return logits[0, -1 - len(tree) :]
 
     def _finish(self, ids: Tensor) -> Tensor:
-        model, cache, x = self.model, self.cache, self.begun
+        assert self._halves is not None
+        past, (deep, cache) = self.cache.length, self._halves[1]
+        x, self.begun = self.begun, None
+        n_begun = 0 if x is None else x.shape[1]
+        if n_begun < ids.shape[1]:
+            rest = self._first(ids[:, n_begun:], past + n_begun)
+            x = rest if x is None else torch.cat([x, rest], dim=1)
         assert x is not None
-        if x.shape[1] < ids.shape[1]:
-            rest = self._first(ids[:, x.shape[1] :], cache.length + x.shape[1], self._depth)
-            x = torch.cat([x, rest], dim=1)
-        self.begun = None
-        tokens = tokens_of(ids, past=cache.length, attention_mask=None)
-        tokens.relative_bias, tokens.low_rank = model.relative_bias, model.low_rank
-        deep = slice(self._depth, None)
-        for block, caches in zip(model.layers[deep], cache.layers[deep], strict=True):
-            x = passed(block, x, tokens, caches)
-        cache.length += ids.shape[1]
-        return model.logits(x)[0]
+        y = deep.run(x, self._tokens(ids, past), cache)
+        self.cache.length += ids.shape[1]
+        return self.model.logits(y)[0]
 
     def keep(self, tree: Tree, path: Sequence[int]) -> None:
         """Forget the nodes of the last pass that are not on `path`.

@@ -19,9 +19,7 @@ that was not trained to be left early agrees with itself seldom: see the measure
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +30,7 @@ from worthit.decode.speculative.caches import can_take_back
 from worthit.decode.speculative.drafter import NOTHING, Asked, Plain
 from worthit.decode.speculative.loop import Target
 from worthit.decode.speculative.tree import Tree
+from worthit.decode.speculative.views import shallow
 from worthit.errors import InputError
 from worthit.nn.decoder import Decoder
 
@@ -46,28 +45,11 @@ def area(points):
 Question: how many legs do three spiders have? Answer: each has eight, so 3 x 8 = 24 legs."""
 
 
-def shallow(model: Decoder, layers: Sequence[int]) -> Decoder:
-    """`model` with these of its layers alone: the same modules, nothing is copied.
-
-    Raises:
-        InputError: layers that it does not have, or none.
-    """
-    n = len(model.layers)
-    if not layers or any(not 0 <= i < n for i in layers):
-        raise InputError(f"layers: must be some of 0 to {n - 1}, got {list(layers)}")
-    view = copy.copy(model)
-    view._modules = dict(model._modules)
-    view.layers = nn.ModuleList([model.layers[i] for i in layers])
-    view.spec = replace(model.spec, layers=tuple(model.spec.layers[i] for i in layers))
-    if hasattr(view, "threshold"):
-        view.threshold = 0.0  # exits are counted in the whole model's layers
-    return view
-
-
 @torch.inference_mode()
 def influence(model: Decoder, ids: Sequence[int]) -> list[float]:
     """How far each layer turns what it is given, from 0: ShortGPT's equation 1."""
     found: list[float] = []
+    native, model.native = model.native, None  # compiled layers run in one call
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         near = functional.cosine_similarity(inputs[0].float(), output.float(), dim=-1)
@@ -79,6 +61,7 @@ def influence(model: Decoder, ids: Sequence[int]) -> list[float]:
     finally:
         for handle in handles:
             handle.remove()
+        model.native = native
     return found
 
 

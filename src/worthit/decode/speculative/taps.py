@@ -21,6 +21,8 @@ class Taps:
         if bad:
             raise InputError(f"taps: layers are from 0 to {n - 1}, got {bad[0]}")
         self._streams: list[Tensor | None] = [None] * len(layers)
+        # Compiled layers run in one call, and nothing between them can be seen.
+        self._model, self._native, model.native = model, model.native, None
         self._handles = [
             model.layers[layer].register_forward_hook(self._keep(i))
             for i, layer in enumerate(layers)
@@ -45,3 +47,5 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._native is not None:
+            self._model.native, self._native = self._native, None

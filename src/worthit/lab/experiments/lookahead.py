@@ -53,7 +53,7 @@ def predicted(setting: Setting) -> Iterator[Prediction]:
     )
 
 
-QUICK = Budget(n_seeds=6, n_rounds=1, sizes={"tokens": 32}, seconds=40.0, setup_seconds=8.0)
+QUICK = Budget(n_seeds=4, n_rounds=1, sizes={"tokens": 32}, seconds=40.0, setup_seconds=8.0)
 EXPERIMENT = Experiment(
     id="lookahead",
     technique="lookahead",
