@@ -117,4 +117,5 @@ TECHNIQUE = Technique(
         "~labels by people => labels by the model under the principles",
         "preference learning on those pairs",
     ),
+    experiment="worthit.lab.experiments.constitutional_ai:EXPERIMENT",
 )

@@ -129,4 +129,5 @@ TECHNIQUE = Technique(
         "+margin: how much more the policy has moved to the better answer",
         "-log sigmoid of beta times the margin",
     ),
+    experiment="worthit.lab.experiments.dpo:EXPERIMENT",
 )

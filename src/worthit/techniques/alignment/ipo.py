@@ -99,4 +99,5 @@ TECHNIQUE = Technique(
         "~-log sigmoid of the margin => squared distance from 1 / (2 beta)",
         "a margin that stops growing",
     ),
+    experiment="worthit.lab.experiments.ipo:EXPERIMENT",
 )

@@ -112,4 +112,5 @@ TECHNIQUE = Technique(
         "+weights for good and bad, by their numbers",
         "utility of the reward over that point",
     ),
+    experiment="worthit.lab.experiments.kto:EXPERIMENT",
 )

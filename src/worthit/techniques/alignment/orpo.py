@@ -97,4 +97,5 @@ TECHNIQUE = Technique(
         "+lambda times -log sigmoid of the log odds ratio",
         "-reference model",
     ),
+    experiment="worthit.lab.experiments.orpo:EXPERIMENT",
 )

@@ -120,4 +120,5 @@ TECHNIQUE = Technique(
         "~labels by people => labels by the judge",
         "DPO on what it says both times",
     ),
+    experiment="worthit.lab.experiments.rlaif:EXPERIMENT",
 )

@@ -102,4 +102,5 @@ TECHNIQUE = Technique(
         "+margin gamma that the better answer must lead by",
         "-log sigmoid of the difference",
     ),
+    experiment="worthit.lab.experiments.simpo:EXPERIMENT",
 )

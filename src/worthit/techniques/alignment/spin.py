@@ -102,4 +102,5 @@ TECHNIQUE = Technique(
         "DPO, the last round's model as its reference",
         "~one training => rounds until nothing tells them apart",
     ),
+    experiment="worthit.lab.experiments.spin:EXPERIMENT",
 )
