@@ -159,9 +159,9 @@ def _forecast(prepared: Prepared) -> list[str]:
     """What it will take, before it is begun."""
     e, r = prepared.estimate, prepared.recipe
     seconds = "" if e.seconds is None else f"about {time_text(e.seconds)} of updates, "
+    what = f"{prepared.job.method}: {prepared.n} examples ({prepared.data.shape})"
     return [
-        f"{prepared.job.method}: {prepared.n} examples ({prepared.data.shape}), {e.n_updates} updates "
-        f"of {r.batch_size} at {r.lr:g}; {seconds}{size_text(e.memory_bytes)} for weights, "
+        f"{what}, {e.n_updates} updates of {r.batch_size} at {r.lr:g}; {seconds}{size_text(e.memory_bytes)} for weights, "
         f"gradients and optimizer ({e.n_learning:,} parameters learn)"
     ]
 
