@@ -161,8 +161,9 @@ def _forecast(prepared: Prepared) -> list[str]:
     seconds = "" if e.seconds is None else f"about {time_text(e.seconds)} of updates, "
     what = f"{prepared.job.method}: {prepared.n} examples ({prepared.data.shape})"
     return [
-        f"{what}, {e.n_updates} updates of {r.batch_size} at {r.lr:g}; {seconds}{size_text(e.memory_bytes)} for weights, "
-        f"gradients and optimizer ({e.n_learning:,} parameters learn)"
+        f"{what}, {e.n_updates} updates of {r.batch_size} at {r.lr:g}; {seconds}"
+        f"{size_text(e.memory_bytes)} for weights, gradients and optimizer "
+        f"({e.n_learning:,} parameters learn)"
     ]
 
 
