@@ -91,6 +91,20 @@ def test_losses_go_into_buckets_that_double() -> None:
     assert [(b.start, b.end, b.stderr) for b in one] == [(0, 200, None)]
 
 
+def test_buckets_are_compared_within_files() -> None:
+    # Two files of very different loss, both 0.4 nats worse beyond 512: no matter of chance.
+    rows = torch.tensor([[1.0], [3.0]]).repeat(1, 1024)
+    rows[:, 512:] += 0.4
+    made = lc.buckets(rows)
+    assert made[2].stderr == pytest.approx(1.0)
+    assert made[2].rows == pytest.approx((1.4, 3.4))
+    assert made[2].rise(made[0]) == pytest.approx((0.4, 0.0), abs=1e-6)
+    assert lc.effective_by_loss(made) == 512
+    # One file better and one worse: nothing is known.
+    rows[1, 512:] -= 0.6
+    assert lc.effective_by_loss(lc.buckets(rows)) == 1024
+
+
 def bucket(end: int, loss: float, stderr: float | None = None) -> lc.Bucket:
     return lc.Bucket(start=end // 2, end=end, loss=loss, stderr=stderr)
 

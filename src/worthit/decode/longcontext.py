@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from worthit.nn.decoder import Decoder
 
 FOUND = 0.856
-# In nats; a bucket must also be worse by two standard errors.
+# In nats; a bucket must also be worse by two standard errors of the difference within files.
 MARGIN = 0.1
 FIRST_BUCKET = 256
 N_DIGITS = 5
@@ -210,12 +211,24 @@ def long_rows(tokenizer: Tokenizer, n: int, length: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Losses of tokens with `start` to `end` tokens before them; `stderr` over rows."""
+    """Losses of tokens with `start` to `end` tokens before them; `stderr` over rows.
+
+    `rows` are the mean losses of each row: files differ more than positions do, so that two buckets
+    are compared row by row.
+    """
 
     start: int
     end: int
     loss: float
     stderr: float | None
+    rows: tuple[float, ...] = ()
+
+    def rise(self, other: Bucket) -> tuple[float, float]:
+        """How much higher its loss is than that of `other`, and the standard error of that."""
+        if len(self.rows) < 2 or len(self.rows) != len(other.rows):
+            return self.loss - other.loss, self.stderr or 0.0
+        each = [a - b for a, b in zip(self.rows, other.rows, strict=True)]
+        return statistics.mean(each), statistics.stdev(each) / math.sqrt(len(each))
 
     @property
     def perplexity(self) -> float:
@@ -235,7 +248,15 @@ def buckets(found: Tensor) -> list[Bucket]:
     for start, end in pairwise(edges):
         means = found[:, start:end].mean(1)
         stderr = float(means.std() / len(means) ** 0.5) if len(means) > 1 else None
-        made.append(Bucket(start=start, end=end, loss=float(means.mean()), stderr=stderr))
+        made.append(
+            Bucket(
+                start=start,
+                end=end,
+                loss=float(means.mean()),
+                stderr=stderr,
+                rows=tuple(means.tolist()),
+            )
+        )
     return made
 
 
@@ -259,11 +280,15 @@ def effective_by_needle(found: Mapping[int, Sequence[bool]]) -> int:
 
 def effective_by_loss(found: Sequence[Bucket]) -> int:
     """The end of the last bucket before losses rise above the best before them."""
-    best, end = math.inf, 0
+    best, end = None, 0
     for bucket in found:
-        if bucket.loss > best + max(MARGIN, 2 * (bucket.stderr or 0.0)):
-            break
-        best, end = min(best, bucket.loss), bucket.end
+        if best is not None:
+            rise, stderr = bucket.rise(best)
+            if rise > max(MARGIN, 2 * stderr):
+                break
+        if best is None or bucket.loss < best.loss:
+            best = bucket
+        end = bucket.end
     return end
 
 
