@@ -48,6 +48,10 @@ def test_arms_beside_one_another(
         assert part in text
     assert run(line) == 0
     out = capsys.readouterr().out
+    figure = tmp_path / "loss.svg"
+    assert run([*line[:-1], str(figure)]) == 0
+    assert 'xmlns="http://www.w3.org/2000/svg"' in figure.read_text(encoding="utf-8")
+    capsys.readouterr()
     assert "as it is: nominal 600 tokens" in out
     assert "rope yarn:2: nominal 1200 tokens" in out
 

@@ -51,7 +51,7 @@ PLAIN = "none"
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Keep what is measured here, and go on from it."
 )
-@click.option("--html", "page", metavar="FILE", help="Also write the figures, one offline page.")
+@click.option("--html", "page", metavar="FILE", help="Also write a page; or .svg.")
 @click.option("--json", "is_json", is_flag=True, help="Print one record.")
 def command(
     model: str,

@@ -9,7 +9,7 @@ from typing import Any
 
 from worthit.report import pieces
 from worthit.report._text import EN
-from worthit.report.figures import ACCENT, INK, LINE, SETTINGS, SOFT, drawn, quiet
+from worthit.report.figures import ACCENT, INK, LINE, SETTINGS, SOFT, drawn, quiet, standalone
 from worthit.report.measured_figures import LINES, MARKERS, SECOND
 from worthit.report.write import write_text
 
@@ -19,11 +19,13 @@ COLORS = (ACCENT, SECOND, INK, SOFT)
 
 
 def write_context(record: Record, path: str | os.PathLike[str]) -> int:
-    """Write the page and return its size in bytes.
+    """Write the page, or the figure of losses alone where `path` ends in `.svg`; its size in bytes.
 
     Raises:
         InputError: `path` cannot be written.
     """
+    if os.fspath(path).lower().endswith(".svg"):
+        return write_text(standalone(loss_plot(record["arms"])), path)
     return write_text(context_page(record), path)
 
 
@@ -152,11 +154,16 @@ def _positions(record: Record) -> str:
     ]
     heads = ("Arm", "Tokens before", "Loss, nats", "Standard error", "Perplexity")
     twin = pieces.table(heads, rows, label="Loss by position", numbers=(1, 2, 3, 4))
-    curves = {rope: [(b["end"], b["loss"]) for b in arm["positions"]] for rope, arm in arms.items()}
-    drawing = curve_plot(curves, ident="loss-plot", title="Loss by position", y="loss, nats")
+    drawing = loss_plot(arms)
     n = record["setup"]["n_rows"]
     caption = f"Mean of each bucket over {n} long files of the {record['text']}."
     return pieces.figure(drawing, caption, twin, WORDS, label="Loss by position")
+
+
+def loss_plot(arms: Mapping[str, Record]) -> str:
+    """The loss of each bucket, a line an arm."""
+    curves = {rope: [(b["end"], b["loss"]) for b in arm["positions"]] for rope, arm in arms.items()}
+    return curve_plot(curves, ident="loss-plot", title="Loss by position", y="loss, nats")
 
 
 def curve_plot(

@@ -28,6 +28,11 @@ COLORS = {
     "#010209": "--paper",
 }
 INK, SOFT, LINE, ACCENT, SECOND, BAND, PAPER = COLORS
+# Of a figure outside a page, where no style sheet says what the variables are.
+STYLE = (
+    "<style>svg{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--accent:#0a5fc2;--second:#9a3a00;"
+    "--band:#cfe3fb;--paper:#ffffff;background:#ffffff;font-family:sans-serif}</style>"
+)
 SIZE = 10.0
 SETTINGS = {
     "svg.fonttype": "none",
@@ -285,3 +290,9 @@ def adopt(svg: str, *, ident: str, title: str) -> str:
 
 def _font(match: re.Match[str]) -> str:
     return f"font-size: {match[1]}px" if match[1] else ""
+
+
+def standalone(svg: str) -> str:
+    """A figure of a page as a file of its own."""
+    head, rest = svg.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{rest}\n'

@@ -9,18 +9,23 @@ from typing import Any
 
 from worthit.report import pieces
 from worthit.report._text import EN
-from worthit.report.figures import ACCENT, BAND, INK, LINE, SETTINGS, SOFT, drawn, quiet
+from worthit.report.figures import (
+    ACCENT,
+    BAND,
+    INK,
+    LINE,
+    SETTINGS,
+    SOFT,
+    drawn,
+    quiet,
+    standalone,
+)
 from worthit.report.measured_figures import LINES, MARKERS, SECOND
 from worthit.report.write import write_text
 
 Record = Mapping[str, Any]
 WORDS = {**EN, "skip": "Skip to the curve"}
 COLORS = (ACCENT, SECOND, INK, SOFT)
-# Of a figure outside a page, where no style sheet says what the variables are.
-STYLE = (
-    "<style>svg{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--accent:#0a5fc2;--second:#9a3a00;"
-    "--band:#cfe3fb;--paper:#ffffff;background:#ffffff;font-family:sans-serif}</style>"
-)
 
 
 def write_reason(record: Record, path: str | os.PathLike[str]) -> int:
@@ -32,12 +37,6 @@ def write_reason(record: Record, path: str | os.PathLike[str]) -> int:
     if os.fspath(path).lower().endswith(".svg"):
         return write_text(standalone(curve_plot(record["points"])), path)
     return write_text(reason_page(record), path)
-
-
-def standalone(svg: str) -> str:
-    """A figure of a page as a file of its own."""
-    head, rest = svg.split(">", 1)
-    return f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{rest}\n'
 
 
 def reason_page(record: Record) -> str:

@@ -195,9 +195,9 @@ QUICK = Budget(
 )
 
 
-def budgets(**sizes: int) -> dict[str, Budget]:
-    """The three budgets, with sizes of an experiment's own."""
-    quick = replace(QUICK, sizes={**QUICK.sizes, **sizes})
+def budgets(n_seeds: int = 4, **sizes: int) -> dict[str, Budget]:
+    """The three budgets, with sizes of an experiment's own; `n_seeds` of `quick`."""
+    quick = replace(QUICK, n_seeds=n_seeds, sizes={**QUICK.sizes, **sizes})
     return {
         "smoke": replace(
             quick,

@@ -110,7 +110,7 @@ def predicted(setting: Setting) -> list[Prediction]:
 
 
 def _budgets() -> dict[str, Budget]:
-    made = budgets(tutor_steps=300)
+    made = budgets(n_seeds=6, tutor_steps=300)
     smoke = made["smoke"]
     return {**made, "smoke": replace(smoke, sizes={**smoke.sizes, "tutor_steps": 10})}
 
