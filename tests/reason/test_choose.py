@@ -12,7 +12,15 @@ from reason.models import END, Script, decoder, generator, question, words
 from worthit.decode.sampling import Sampling
 from worthit.errors import InputError
 from worthit.reason import Generator, best_of_n, once, revise, self_consistency, vote
-from worthit.reason.verify import by_logprob, by_total_logprob, chance, exact, noisy, value_of
+from worthit.reason.verify import (
+    by_logprob,
+    by_total_logprob,
+    chance,
+    exact,
+    noisy,
+    stated_number,
+    value_of,
+)
 
 
 def test_samples_share_their_prompt_and_are_counted() -> None:
@@ -156,3 +164,19 @@ def test_a_noisy_verifier_errs_at_its_rate_and_always_alike() -> None:
 )
 def test_arithmetic_is_read_from_a_question(text: str, value: int | None) -> None:
     assert value_of(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("15", "15"),
+        ("7 + 8 = 15.", "15"),
+        ("The answer is **1,500** of 2", "1500"),
+        ("The sum is 7 + 8, that is 15, as 3 shows", "15"),
+        ("7 + 8 = 7 + 8", "8"),
+        ("is 1.5 or 2", "1.5"),
+        ("nothing", None),
+    ],
+)
+def test_a_number_is_read_where_a_text_states_it(text: str, number: str | None) -> None:
+    assert stated_number(text) == number

@@ -17,7 +17,7 @@ from worthit.reason.generator import Draft
 from worthit.reason.question import Question, ReadAnswer
 from worthit.reason.revise import Again
 from worthit.reason.think import Thinking
-from worthit.reason.verify import Score, is_value, last_number, value_of
+from worthit.reason.verify import Score, is_value, stated_number, value_of
 
 if TYPE_CHECKING:
     from worthit.decode.tokenizer import Tokenizer
@@ -136,7 +136,7 @@ def arithmetic(n: int, tokenizer: Tokenizer, *, seed: int, signs: str = "+") -> 
     random.Random(seed).shuffle(asked)
     return Kind(
         questions=tuple(asked_in_words(tokenizer, f"What is {one}?") for one in asked[:n]),
-        read_answer=last_number,
+        read_answer=stated_number,
         max_tokens=24,
         again=lambda question, drafts: _conversation(
             tokenizer, question.text, [draft.text for draft in drafts]
@@ -166,7 +166,7 @@ def one(text: str, tokenizer: Tokenizer, *, is_checked: bool) -> Kind:
     )
     return Kind(
         questions=(question,),
-        read_answer=str.strip if value is None else last_number,
+        read_answer=str.strip if value is None else stated_number,
         max_tokens=256,
         again=lambda question, drafts: _conversation(
             tokenizer, question.text, [draft.text for draft in drafts]

@@ -18,6 +18,10 @@ from worthit.reason.question import Question, ReadAnswer
 
 Score = Callable[[Question, Sequence[Draft]], list[float]]
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+# What follows an equals sign or its word, unless a sum begins there: `is 15`, not `is 7 + 8`.
+_STATED = re.compile(
+    r"(?:=|\bis|\bequals|\bequal to)\s*\**\s*([-+]?\d[\d,]*(?:\.\d+)?)(?![\d.,]*\d|\s*[-+*x×]\s*\d)"
+)
 _SUM = re.compile(r"-?\d+(?:\s*[-+*x×]\s*-?\d+)+")
 # A product of more digits than this is no arithmetic for a language model.
 MAX_DIGITS = 12
@@ -76,6 +80,16 @@ def last_number(text: str) -> str | None:
     """
     found = NUMBER.findall(text)
     return str(found[-1]).replace(",", "").lstrip("+") if found else None
+
+
+def stated_number(text: str) -> str | None:
+    """The last number that a text says something to be, or else its last number.
+
+    >>> stated_number("7 + 8 = 15, and 7 + 7 is less"), stated_number("15")
+    ('15', '15')
+    """
+    found = _STATED.findall(text)
+    return last_number(found[-1]) if found else last_number(text)
 
 
 def value_of(text: str) -> int | None:
