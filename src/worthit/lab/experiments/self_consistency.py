@@ -64,7 +64,7 @@ def tutors(context: Context) -> dict[int, Student]:
     """Grammar tutors, trained for some steps."""
     sizes = context.budget.sizes
     data = task("grammar-tutor")
-    spec = fitted(models.tutor(replace(context.budget, sizes={"d_model": 128})), data)
+    spec = fitted(models.tutor(replace(context.budget, sizes={"d_model": 96})), data)
     n_steps = sizes["tutor_steps"]
     recipe = Recipe(
         n_steps=n_steps, batch_size=32, lr=3e-3, warmup_steps=n_steps // 10, eval_every=0
@@ -110,7 +110,7 @@ def predicted(setting: Setting) -> list[Prediction]:
 
 
 def _budgets() -> dict[str, Budget]:
-    made = budgets(n_seeds=6, tutor_steps=300)
+    made = budgets(tutor_steps=200)
     smoke = made["smoke"]
     return {**made, "smoke": replace(smoke, sizes={**smoke.sizes, "tutor_steps": 10})}
 
