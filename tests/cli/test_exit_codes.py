@@ -34,6 +34,7 @@ BAD_COMMANDS = {
     "missing preferences": ("judge smollm2-135m --data nowhere.jsonl", "nowhere.jsonl: no such"),
     "strange preferences": ("judge smollm2-135m --data prefs.csv", "preferences are read from"),
     "preferences and a merge": ("judge --merge a.yml --data b.jsonl", "of the other flags"),
+    "a margin of nothing": ("judge smollm2-135m --margin 8", "--margin runs the model on"),
     "preferences of no case": ("explain dpo --data b.jsonl", "--data describes a case"),
     "missing config": ("cost ./nowhere/config.json", "nowhere"),
     "unknown to explain": ("explain gaq", "gqa"),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from worthit.cli import _terminal
 from worthit.cli._case import (
     Name,
+    Size,
     as_flags,
     case_options,
     check_only,
     read_case,
     split_names,
 )
+
+if TYPE_CHECKING:
+    from worthit.spec.case import Case
 
 
 @click.command("judge")
@@ -32,6 +36,12 @@ from worthit.cli._case import (
     metavar="PREFS.jsonl",
     type=click.Path(),
     help="Preferences to learn from (JSONL, JSON, Parquet): which method fits them.",
+)
+@click.option(
+    "--margin",
+    metavar="N",
+    type=Size(),
+    help="With --data: also run MODEL's weights on N of the examples; takes torch and a while.",
 )
 @click.option(
     "--only",
@@ -56,6 +66,7 @@ def command(
     target: str | None,
     recipe: str | None,
     preferences: str | None,
+    margin: int | None,
     only: tuple[str, ...],
     on_top_of: tuple[str, ...],
     is_full: bool,
@@ -81,6 +92,7 @@ def command(
             raise click.UsageError("Give MODEL|CASE.toml or --merge, not both.")
         if (
             preferences
+            or margin
             or only
             or on_top_of
             or is_full
@@ -92,7 +104,12 @@ def command(
         return
     if target is None:
         raise click.UsageError("Missing argument 'MODEL|CASE.toml'.")
+    if margin is not None and preferences is None:
+        raise click.UsageError("--margin runs the model on examples: give them by --data.")
     case = read_case(target, flags, preferences=preferences)
+    if margin is not None:
+        assert preferences is not None
+        case = _with_margin(case, target, preferences, margin)
     if page is not None:
         from worthit.report.write import check_target
 
@@ -121,6 +138,27 @@ def command(
     _terminal.show(judgement_lines(judgement, terminal, is_full=is_full, lang=lang))
     for hint in footer_hints(judgement, described, is_full=is_full):
         _terminal.note(hint)
+
+
+def _with_margin(case: Case, target: str, preferences: str, n: int) -> Case:
+    """The case with what the model's weights make of `n` examples."""
+    from dataclasses import replace
+
+    from worthit.errors import MissingCapability
+
+    try:
+        import torch  # noqa: F401 - only whether it is there
+    except ImportError:
+        raise MissingCapability(
+            "running a model needs the extra 'torch'", "pip install 'worthit[torch]'"
+        ) from None
+    from worthit.align.margin import margin_of
+    from worthit.spec.preferences import read_preferences
+
+    facts = case.data.preferences
+    assert facts is not None
+    found = margin_of(target, read_preferences(preferences), n=n)
+    return replace(case, data=replace(case.data, preferences=replace(facts, margin=found)))
 
 
 def _judge_merge(recipe: str, *, is_json: bool) -> None:

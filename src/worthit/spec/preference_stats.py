@@ -87,7 +87,7 @@ def facts_of(preferences: Preferences) -> PreferenceFacts:
         lengths = np.log([max(len(b), 1) for b in better])
         found = {
             **_judged([((p, c), bool(x)) for p, c, x in zip(prompts, chosen, labels, strict=True)]),
-            "longer": _longer_good(lengths, good),
+            "longer": chance_of_larger(lengths, good),
             "length_correlation": _correlation(lengths, good),
             "formatting": _binary_traits(better, good),
             "desirable": float(good.mean()),
@@ -172,12 +172,12 @@ def _within_pairs(steps: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float 
     return float(steps.mean()) / rms if rms else None
 
 
-def _longer_good(
-    lengths: np.ndarray[tuple[int], np.dtype[np.float64]],
+def chance_of_larger(
+    values: np.ndarray[tuple[int], np.dtype[np.float64]],
     good: np.ndarray[tuple[int], np.dtype[np.bool_]],
 ) -> Share | None:
-    """The chance that a good answer is longer than a bad one, ties as half (Mann and Whitney)."""
-    a, b = lengths[good], np.sort(lengths[~good])
+    """The chance that a good answer's value is above a bad one's, ties as half (Mann, Whitney)."""
+    a, b = values[good], np.sort(values[~good])
     if not len(a) or not len(b):
         return None
     below = np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")
@@ -186,7 +186,7 @@ def _longer_good(
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     variance = area * (1 - area) + (len(a) - 1) * (q1 - area**2) + (len(b) - 1) * (q2 - area**2)
     half = Z95 * math.sqrt(max(variance, 0.0) / (len(a) * len(b)))
-    return Share(share=area, low=max(area - half, 0.0), high=min(area + half, 1.0), n=len(lengths))
+    return Share(share=area, low=max(area - half, 0.0), high=min(area + half, 1.0), n=len(values))
 
 
 def _correlation(
