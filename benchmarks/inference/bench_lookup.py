@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import random
 import sys
+import textwrap
 import time
+from itertools import islice
 from typing import Any
 
 from sides import Ours, Side, interleaved, parser, run, summary
 
 from worthit.decode import load_tokenizer
+from worthit.decode.corpus import documents
 from worthit.decode.generate import tokens_of
 from worthit.decode.speculative.control import Control
 from worthit.decode.speculative.costs import costs_of_model
@@ -32,12 +34,11 @@ MOST = 10
 
 def asked() -> dict[str, str]:
     """What is asked; the texts are the standard library's."""
-    code = inspect.getsource(random.Random.choices)
-    prose = inspect.getdoc(argparse.ArgumentParser.parse_known_args) or ""
-    prose += "\n".join(line for line in (argparse.__doc__ or "").splitlines() if line.strip())
+    code = inspect.getsource(textwrap.indent)
+    *_, prose = islice(documents("held-out"), 2)
     return {
-        "copy": f"Repeat this code exactly, and nothing else.\n\n{code}",
-        "summarise": f"Summarise this text, keeping its own words.\n\n{prose}",
+        "copy": f"Repeat the following code exactly as it is.\n\n```python\n{code}```",
+        "summarise": f"Summarise the following text.\n\n{prose[:1500]}",
         "chat": "Tell me about a walk through a town by the sea, in three short paragraphs.",
     }
 

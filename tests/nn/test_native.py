@@ -141,6 +141,20 @@ def test_bits_depend_on_no_chunk_and_no_neighbour(kind: str, ids: torch.Tensor) 
 
 
 @needs_library
+@pytest.mark.parametrize("kind", ["fp32", "q4_1"])
+def test_bits_depend_on_no_number_of_threads(kind: str, ids: torch.Tensor) -> None:
+    model, before, found = model_of(kind), torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            found.append(said_by(model, ids))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_library
 @pytest.mark.parametrize("block_tokens", [4, 16])
 def test_an_engine_says_what_each_sequence_says_alone(block_tokens: int) -> None:
     model = model_of("q4_1")
