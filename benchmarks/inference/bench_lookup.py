@@ -28,7 +28,7 @@ from worthit.decode.speculative.lookup import PromptLookup
 from worthit.decode.speculative.loop import Tally, speculate
 from worthit.nn.decoder import Decoder
 
-SIDES = ("worthit fp32", "worthit bf16", "worthit int8", "worthit q4_1")
+SIDES = ("worthit fp32", "worthit bf16", "worthit q4_1")
 MOST = 10
 
 

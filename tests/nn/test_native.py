@@ -189,23 +189,42 @@ def test_what_is_not_plain_keeps_its_layers(ids: torch.Tensor) -> None:
 
 
 @needs_library
-def test_hooks_trees_and_views_see_the_layers_that_they_mean(ids: torch.Tensor) -> None:
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_trees_and_taps_are_those_of_the_plain_layers(n_kv_heads: int, ids: torch.Tensor) -> None:
+    quick = model_of("fp32", num_key_value_heads=n_kv_heads)
+    plain = model_of("fp32", num_key_value_heads=n_kv_heads, has_native=False)
+    tree = Tree((5, 6, 7, 8, 9), (-1, -1, 0, 1, 2))
+    found, taps = [], [Taps(model, [0, 2]) for model in (quick, plain)]
+    calls: list[int] = []
+    call = quick.native._call
+    quick.native._call = lambda *given: (calls.append(given[1]), call(*given))
+    with torch.inference_mode():
+        for model, tap in zip((quick, plain), taps, strict=True):
+            cache = model.new_cache()
+            model(ids[:1, :39], cache=cache)
+            found.append((tap.features(), tree_pass(model, cache, 4, tree), tap.features()))
+            if model is quick:
+                # Each node by itself, behind its own path.
+                for node in range(len(tree)):
+                    path = [tree.tokens[i] for i in tree.path(node)]
+                    alone = torch.cat([ids[:1, :39], torch.tensor([[4, *path]])], dim=1)
+                    assert_near(found[0][1][node + 1], plain(alone)[0, -1])
+    assert calls == [39, 6]
+    for got, want in zip(*found, strict=True):
+        assert_near(got, want)
+    for tap in taps:
+        tap.close()
+
+
+@needs_library
+def test_a_hook_that_changes_a_layer_and_a_view_of_some_are_heard(ids: torch.Tensor) -> None:
     quick, plain = model_of("fp32"), model_of("fp32", has_native=False)
     with torch.inference_mode():
-        taps = [Taps(model, [0, 2]) for model in (quick, plain)]
-        for model in (quick, plain):
-            model(ids[:, :9], cache=model.new_cache())
-        assert_near(*(one.features() for one in taps))
-        for one in taps:
-            one.close()
         views = [shallow(model, [0, 2]) for model in (quick, plain)]
         assert_near(*(view(ids[:, :9], cache=view.new_cache()) for view in views))
-        tree, caches = Tree((5, 6, 7), (-1, -1, 0)), [quick.new_cache(), plain.new_cache()]
-        found = []
-        for model, cache in zip((quick, plain), caches, strict=True):
-            model(ids[:1, :9], cache=cache)
-            found.append(tree_pass(model, cache, 4, tree))
-        assert_near(*found)
+        for model in (quick, plain):
+            model.layers[1].register_forward_hook(lambda module, x, y: 2 * y)
+        assert_near(*(model(ids[:, :9], cache=model.new_cache()) for model in (quick, plain)))
 
 
 @pytest.fixture

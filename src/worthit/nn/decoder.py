@@ -282,7 +282,7 @@ class Decoder(nn.Module):
             attention_mask = cache.mask_of(input_ids.shape[1], attention_mask, input_ids)
         tokens = tokens_of(input_ids, past=past, attention_mask=attention_mask)
         tokens.relative_bias, tokens.low_rank = self.relative_bias, self.low_rank
-        x = self.run(self._begun(input_ids, tokens), tokens, cache)
+        x = self.run(self.embedded(input_ids, tokens), tokens, cache)
         if cache is not None:
             cache.length += input_ids.shape[1]
         return self.logits(x[:, -1:] if last_only else x)
@@ -306,7 +306,7 @@ class Decoder(nn.Module):
         """
         for described in (tokens, *(tokens.parts or ())):
             described.relative_bias, described.low_rank = self.relative_bias, self.low_rank
-        x = self.run(self._begun(input_ids, tokens), tokens, cache)
+        x = self.run(self.embedded(input_ids, tokens), tokens, cache)
         if rows is not None and not len(rows):
             return x.new_empty(1, 0, self.spec.vocab_size)
         return self.logits(x if rows is None else x[:, rows])
@@ -376,7 +376,7 @@ class Decoder(nn.Module):
             x = x + sinusoidal.table(tokens.positions, spec.d_model).to(x.dtype)
         return _maybe(self.embedding_norm, x)
 
-    def _begun(self, input_ids: Tensor, tokens: Tokens) -> Tensor:
+    def embedded(self, input_ids: Tensor, tokens: Tokens) -> Tensor:
         """Embeddings; in fp32 where layers are compiled, and then logits are so too."""
         x = self.embed(input_ids, tokens)
         return x if self.native is None else x.float()

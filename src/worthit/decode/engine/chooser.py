@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from worthit.decode import sampling as rows_of
 from worthit.decode.engine.request import TokenLogprob
 from worthit.decode.sampling import Sampling, adjust, draw, restrict
 from worthit.errors import InputError
@@ -95,11 +96,8 @@ def logprob_of(logits: Tensor, token: int, n_top: int) -> TokenLogprob:
 
 
 def largest(logits: Tensor) -> list[int]:
-    """The first of the largest of each row: by NumPy on a CPU, ten times as fast as torch there."""
-    if logits.device.type == "cpu":
-        found: list[int] = logits.float().numpy().argmax(axis=-1).tolist()
-    else:
-        found = logits.argmax(dim=-1).tolist()
+    """The first of the largest of each row."""
+    found: list[int] = rows_of.largest(logits).tolist()
     return found
 
 

@@ -21,8 +21,6 @@ class Taps:
         if bad:
             raise InputError(f"taps: layers are from 0 to {n - 1}, got {bad[0]}")
         self._streams: list[Tensor | None] = [None] * len(layers)
-        # Compiled layers run in one call, and nothing between them can be seen.
-        self._model, self._native, model.native = model, model.native, None
         self._handles = [
             model.layers[layer].register_forward_hook(self._keep(i))
             for i, layer in enumerate(layers)
@@ -32,6 +30,8 @@ class Taps:
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
             self._streams[i] = output
 
+        # Compiled layers tell it of their output, too.
+        keep.only_reads = True  # type: ignore[attr-defined]
         return keep
 
     def features(self) -> Tensor | None:
@@ -47,5 +47,3 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._native is not None:
-            self._model.native, self._native = self._native, None

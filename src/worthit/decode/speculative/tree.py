@@ -138,7 +138,7 @@ def tree_pass(model: Decoder, cache: Cache, last: int, tree: Tree) -> Tensor:
     tokens = tree_tokens(tree, cache.length, model.device)
     tokens.relative_bias, tokens.low_rank = model.relative_bias, model.low_rank
     ids = torch.tensor([[last, *tree.tokens]], device=model.device)
-    x = model.run(model.embed(ids, tokens), tokens, cache)
+    x = model.run(model.embedded(ids, tokens), tokens, cache)
     cache.length += len(tree) + 1
     return model.logits(x)[0]
 

@@ -60,10 +60,13 @@ struct Model {
   const Layer* layers;
 };
 
-// `n` new tokens behind `past`: rows from `start` on. Its slot j is j, or in blocks where they are.
+// `n` new tokens behind `past`: rows from `start` on. Its slot j is j, or in blocks where they are. A
+// tree says which of the last `n_among` slots each token sees, (n, n_among), and where it stands.
 struct Sequence {
-  int32_t start, n, past, unused;
+  int32_t start, n, past, n_among;
   const int32_t* blocks;
+  const uint8_t* among;
+  const int32_t* places;
   int64_t offset;  // of its first slot, in elements
 };
 
@@ -75,6 +78,7 @@ struct Pass {
   void* const* keys;  // of each layer
   void* const* values;
   const float *cosines, *sines;  // (positions, head_dim / 2)
+  float* const* taps;            // of each layer: where its output is wanted too; may be null
 };
 
 }  // extern "C"
@@ -398,6 +402,16 @@ int64_t slot_of(const Sequence& s, int j, int block_tokens) {
   return s.blocks ? int64_t(s.blocks[j / block_tokens]) * block_tokens + j % block_tokens : j;
 }
 
+// Which of 16 keys from `from` on a token sees of those that are not behind it.
+inline __mmask16 seen_by(const Sequence& s, int token, int from) {
+  const int first = s.past + s.n - s.n_among;
+  if (!s.among || from + LANES <= first) return 0xffff;
+  __mmask16 sees = 0xffff;
+  for (int i = std::max(0, first - from); i < LANES && from + i < s.past + s.n; i++)
+    if (!s.among[int64_t(token) * s.n_among + from + i - first]) sees &= ~(1u << i);
+  return sees;
+}
+
 void store(const float* x, void* cache, int64_t at, int n, bool is_fp32) {
   if (is_fp32) {
     std::copy(x, x + n, static_cast<float*>(cache) + at);
@@ -466,8 +480,12 @@ void attend(const Model& m, const Pass& p, const Sequence& s, const void* keys, 
         }
       }
       for (int i = 0; i < 8; i++) {
-        const __mmask16 sees = j + i >= n ? 0 : _mm512_cmple_epi32_mask(
-            _mm512_set1_epi32(from + j + i), limits);
+        __mmask16 sees = 0;
+        if (j + i < n)
+          sees = _mm512_cmple_epi32_mask(_mm512_set1_epi32(from + j + i), limits);
+        if (s.among)
+          for (int lane = 0; lane < n_lanes; lane++)
+            if (!(seen_by(s, (first + lane) / group, from + j + i) & 1)) sees &= ~(1u << lane);
         const __m512 score = _mm512_mask_mul_ps(lowest, sees, dot[i], scale);
         highest = _mm512_max_ps(highest, score);
         _mm512_store_ps(weights + (j + i) * LANES, score);
@@ -593,8 +611,10 @@ void attend_few(const Model& m, const Pass& p, const Sequence& s, const void* ke
       }
       const __m512i place = _mm512_add_epi32(counted, _mm512_set1_epi32(from + half * LANES));
       for (int lane = 0; lane < n_lanes; lane++) {
-        const __mmask16 sees = _mm512_cmple_epi32_mask(
-            place, _mm512_set1_epi32(std::min(last[lane], from + n - 1)));
+        const __mmask16 sees =
+            _mm512_cmple_epi32_mask(place,
+                                    _mm512_set1_epi32(std::min(last[lane], from + n - 1))) &
+            seen_by(s, (first + lane) / group, from + half * LANES);
         score[lane][half] = _mm512_mask_mul_ps(lowest, sees, dot[lane], scale);
       }
     }
@@ -730,7 +750,7 @@ void worthit_pass(const Model* model, const Pass* pass) {
       float* own = qkv + int64_t(i) * width;
       const Sequence& s = *owner[i];
       const int position = s.past + i - s.start;
-      const int64_t angle = int64_t(position) * (hd / 2);
+      const int64_t angle = int64_t(s.places ? s.places[i - s.start] : position) * (hd / 2);
       for (int h = 0; h < m.n_heads + m.n_kv_heads; h++)
         turn(own + h * hd, p.cosines + angle, p.sines + angle, hd / 2);
       const int64_t slot = slot_of(s, position, p.block_tokens);
@@ -761,6 +781,11 @@ void worthit_pass(const Model* model, const Pass* pass) {
     }
     multiply(layer.down, active, n, p.x, true);
 #pragma omp barrier
+    if (p.taps && p.taps[l]) {
+#pragma omp for schedule(static)
+      for (int i = 0; i < n; i++)
+        std::copy_n(p.x + int64_t(i) * d, d, p.taps[l] + int64_t(i) * d);
+    }
   }
 }
 

@@ -2,8 +2,8 @@
 
 "Plain" is the common shape of today's models: RMS norms before each half, grouped-query attention
 over all that came before, rotations of whole heads in halves, a gated SiLU. Everything else, and
-every pass that pads, branches, keeps other caches, wants gradients or is looked at by a hook, goes
-the way of `worthit.nn.decoder`.
+every pass that pads, keeps other caches, wants gradients or is looked into by a hook, goes the way
+of `worthit.nn.decoder`.
 
 Between layers numbers are fp32 throughout; a model in 16 bits or fewer rounds them to bf16 where a
 product reads them, and keeps keys and values in bf16, as the reference does.
@@ -72,7 +72,7 @@ class _Pass(ctypes.Structure):
         ("head_stride", ctypes.c_int64),
         *(
             (name, ctypes.c_void_p)
-            for name in ("x", "sequences", "keys", "values", "cosines", "sines")
+            for name in ("x", "sequences", "keys", "values", "cosines", "sines", "taps")
         ),
     )
 
@@ -83,8 +83,10 @@ SEQUENCE = np.dtype(
         ("start", np.int32),
         ("n", np.int32),
         ("past", np.int32),
-        ("unused", np.int32),
+        ("n_among", np.int32),
         ("blocks", np.uintp),
+        ("among", np.uintp),
+        ("places", np.uintp),
         ("offset", np.int64),
     ]
 )
@@ -115,11 +117,15 @@ class NativeLayers:
         self.n_kv_heads, self.dtype = first.n_kv_heads, model.dtype
         self.layers = model.layers
         blocks: list[Any] = list(model.layers)
-        # Who looks at a layer wants it to run: dictionaries that are filled then.
+        # Who looks inside of a layer, or changes it, wants it to run: dictionaries filled then.
+        # What only reads what a layer gives out is told.
+        self._readers = [block._forward_hooks for block in blocks]
+        own = {id(hooks) for hooks in self._readers}
         self._hooks = [
             hooks
             for module in model.layers.modules()
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
+            if id(hooks) not in own
         ]
         self._norms = [
             norm.weight.detach().float().contiguous()
@@ -156,11 +162,12 @@ class NativeLayers:
         is_odd = (
             cache is None
             or tokens.is_real is not None
-            or tokens.slot_positions is not None
-            or tokens.among is not None
-            or any(part.among is not None for part in tokens.parts or ())
+            or (tokens.slot_positions is not None and tokens.among is None)
             or x.requires_grad
             or any(self._hooks)
+            or not all(
+                getattr(hook, "only_reads", False) for h in self._readers for hook in h.values()
+            )
         )
         if is_odd:
             return None
@@ -181,22 +188,29 @@ class NativeLayers:
         batch, n, width = x.shape
         y = x.to(torch.float32, copy=True).contiguous()
         row = self.n_kv_heads * stores.head_stride
-        for start in range(0, n, CHUNK):
-            end = min(n, start + CHUNK)
+        is_tree, taps = tokens.among is not None, self._taps(y)
+        for start in range(0, n, n if is_tree else CHUNK):
+            end = n if is_tree else min(n, start + CHUNK)
             # A chunk of one row is where it is; of several it has to be brought together.
             part = y if batch == 1 else y[:, start:end].contiguous()
             sequences = np.zeros(batch, SEQUENCE)
+            held = [_describe(sequences, i, tokens) for i in range(batch)] if is_tree else []
             sequences["n"] = end - start
             sequences["past"] = tokens.past + start
             sequences["start"] = np.arange(batch) * (end - start)
             sequences["offset"] = np.arange(batch) * row
             at = part.data_ptr() + (4 * width * start if batch == 1 else 0)
-            self._call(at, batch * (end - start), sequences, stores, tokens.past + end, 1)
+            own = {i: torch.empty_like(part[:, : end - start]) for i in taps}
+            self._call(at, batch * (end - start), sequences, stores, tokens.past + end, 1, own)
+            del held
+            for i, tap in own.items():
+                taps[i][:, start:end] = tap
             if batch > 1:
                 y[:, start:end] = part
         for one in caches:
             one.keys.length += n
             one.values.length += n
+        self._tell(taps, x.dtype)
         return y.to(x.dtype)
 
     def _room(self, caches: list[Any], batch: int, n: int, cache: Cache) -> Stores:
@@ -232,20 +246,44 @@ class NativeLayers:
         sequences["n"] = [part.n for part in parts]
         sequences["past"] = [part.past for part in parts]
         sequences["blocks"] = [one.ctypes.data for one in blocks]
+        held = [_describe(sequences, i, part) for i, part in enumerate(parts)]
         y = x.to(torch.float32, copy=True).contiguous()
         longest = max(part.past + part.n for part in parts)
-        self._call(y.data_ptr(), y.shape[1], sequences, first.stores, longest, block_tokens)
+        taps = self._taps(y)
+        self._call(y.data_ptr(), y.shape[1], sequences, first.stores, longest, block_tokens, taps)
+        del held
+        self._tell(taps, x.dtype)
         return y.to(x.dtype)
 
+    def _taps(self, y: Tensor) -> dict[int, Tensor]:
+        """Room for what the layers give out that somebody reads."""
+        return {i: torch.empty_like(y) for i, readers in enumerate(self._readers) if readers}
+
+    def _tell(self, taps: dict[int, Tensor], dtype: torch.dtype) -> None:
+        for i, tap in taps.items():
+            for reader in self._readers[i].values():
+                reader(self.layers[i], (), tap.to(dtype))
+
     def _call(
-        self, x: int, n: int, sequences: Any, stores: Stores, longest: int, block_tokens: int
+        self,
+        x: int,
+        n: int,
+        sequences: Any,
+        stores: Stores,
+        longest: int,
+        block_tokens: int,
+        taps: dict[int, Tensor],
     ) -> None:
         if longest > self._angles[0].shape[0]:
             self._angles = self._turned(max(longest, 2 * self._angles[0].shape[0]))
+        wanted = np.zeros(len(self._layers) if taps else 0, dtype=np.uintp)
+        for i, tap in taps.items():
+            wanted[i] = tap.data_ptr()
         one = _Pass(
             n, len(sequences), torch.get_num_threads(), block_tokens, stores.head_stride, x,
             sequences.ctypes.data, stores.keys.ctypes.data, stores.values.ctypes.data,
             self._angles[0].data_ptr(), self._angles[1].data_ptr(),
+            wanted.ctypes.data if taps else None,
         )  # fmt: skip
         self._pass(ctypes.byref(self._model), ctypes.byref(one))
 
@@ -253,6 +291,17 @@ class NativeLayers:
         freqs, factor = frequencies(self.position, self.head_dim, n)
         angles = torch.arange(n).float()[:, None] * freqs
         return (angles.cos() * factor).contiguous(), (angles.sin() * factor).contiguous()
+
+
+def _describe(sequences: Any, i: int, tokens: Tokens) -> list[Any]:
+    """Say what the tokens of sequence `i` see where they are a tree; what to hold meanwhile."""
+    if tokens.among is None:
+        return []
+    among = np.ascontiguousarray(tokens.among.numpy(), dtype=np.uint8)
+    places = np.ascontiguousarray(tokens.positions[0].numpy(), dtype=np.int32)
+    sequences[i]["n_among"] = among.shape[1]
+    sequences[i]["among"], sequences[i]["places"] = among.ctypes.data, places.ctypes.data
+    return [among, places]
 
 
 def make_native(model: Decoder) -> NativeLayers | None:
