@@ -36,6 +36,8 @@ TENSES = ("past", "future", "conditional")
 FINE = 0.3
 # Between the seeds of one order of the data and the next.
 FAR = 1000
+# Models by what they were trained on; a start is told by its identity, since it stays here too.
+_MADE: dict[tuple[Any, ...], dict[int, State]] = {}
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 SKILL = Metric(id="skill", name="token accuracy on the merged tenses", better="higher", margin=0.03)
@@ -123,8 +125,13 @@ def trained(
 ) -> dict[int, State]:
     """The tensors of one model a seed, trained on some tenses from `start` or from nothing.
 
-    `order` draws another order of the data from the same start.
+    `order` draws another order of the data from the same start. What this process has trained
+    already, for another experiment on the same models, is not trained again.
     """
+    size = context.budget.batch_size
+    key = (spec, tenses, n_steps, rate, size, context.seeds, order, id(start))
+    if key in _MADE:
+        return _MADE[key]
     places = {seed + FAR * order: seed for seed in context.seeds}
 
     def build(seed: int) -> nn.Module:
@@ -135,7 +142,7 @@ def trained(
 
     recipe = Recipe(
         n_steps=n_steps,
-        batch_size=context.budget.batch_size,
+        batch_size=size,
         lr=rate,
         warmup_steps=n_steps // 10,
         eval_every=0,
@@ -148,7 +155,8 @@ def trained(
         folder=folder / name,
         progress=ticking(context.tick, len(context.seeds)),
     )
-    return {places[run.seed]: run.state for run in runs}
+    _MADE[key] = {places[run.seed]: run.state for run in runs}
+    return _MADE[key]
 
 
 # --- merging and scoring -------------------------------------------------------------------------
