@@ -141,12 +141,12 @@ def from_sae(sae: Any, latent: int, point: str) -> Direction:
     """The decoder row of one latent of an autoencoder, at length 1 (Templeton et al. 2024).
 
     Args:
-        sae: anything with `W_dec` `(d_sae, d_in)`.
+        sae: one of `worthit.interp.sae`, or of SAELens: `decoder` or `W_dec`, `(d_sae, d_in)`.
 
     Raises:
         InputError: there is no such latent.
     """
-    rows: Tensor = sae.W_dec
+    rows: Tensor = sae.decoder if hasattr(sae, "decoder") else sae.W_dec
     if not 0 <= latent < len(rows):
         raise InputError(f"latent: must be from 0 to {len(rows) - 1}, got {latent}")
     return Direction(unit(rows[latent].detach().clone()), point, "sae", note=f"latent {latent}")

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,15 +37,20 @@ from worthit.nn.decoder import Block, Decoder
 from worthit.nn.ffn import FeedForward
 from worthit.nn.tokens import Tokens
 
-if TYPE_CHECKING:
-    from worthit.decode.tokenizer import Tokenizer
-
 # Weights of the terms beside the likelihood, as in the authors' settings.
 ESSENCE = 0.0625
 DECAY = 0.5
 # The longest change of v, as a multiple of its length.
 LONGEST = 4.0
 RIDGE = 1e-3
+
+
+class Encodes(Protocol):
+    """What is needed of a tokenizer: `worthit.decode.tokenizer.Tokenizer` and others have it."""
+
+    def encode(self, text: str, *, has_special: bool = True) -> list[int]:
+        """The ids of a text."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +167,7 @@ def second_moment(
 
 def find_edit(
     model: Decoder,
-    tokenizer: Tokenizer,
+    tokenizer: Encodes,
     fact: Fact,
     moment: Tensor,
     *,
@@ -201,7 +206,7 @@ def find_edit(
     return Edit(layer, change, toward / (toward @ key.double()), likelihood)
 
 
-def _with_subject(tokenizer: Tokenizer, prompt: str, subject: str) -> tuple[list[int], int]:
+def _with_subject(tokenizer: Encodes, prompt: str, subject: str) -> tuple[list[int], int]:
     """The ids of a prompt, and how far from its end the subject's last token stands."""
     before, after = prompt.split("{}")
     whole = tokenizer.encode(before + subject + after)
@@ -299,7 +304,7 @@ class EditScores:
 
 
 @torch.inference_mode()
-def score_edit(model: Decoder, tokenizer: Tokenizer, fact: Fact) -> EditScores:
+def score_edit(model: Decoder, tokenizer: Encodes, fact: Fact) -> EditScores:
     """Score `model`, edited or not, on `fact`; without a truth, against saying anything else."""
 
     def prefers(prompt: str, first: str, second: str | None) -> bool:
@@ -324,9 +329,7 @@ def score_edit(model: Decoder, tokenizer: Tokenizer, fact: Fact) -> EditScores:
 
 
 @torch.inference_mode()
-def sequence_log_probability(
-    model: Decoder, tokenizer: Tokenizer, prompt: str, answer: str
-) -> float:
+def sequence_log_probability(model: Decoder, tokenizer: Encodes, prompt: str, answer: str) -> float:
     """log p of `answer` after `prompt`, summed over its tokens."""
     ids = tokenizer.encode(prompt)
     said = tokenizer.encode(answer, has_special=False)
@@ -336,7 +339,7 @@ def sequence_log_probability(
 
 def finetune_edit(
     model: Decoder,
-    tokenizer: Tokenizer,
+    tokenizer: Encodes,
     fact: Fact,
     *,
     layer: int,

@@ -119,4 +119,5 @@ TECHNIQUE = Technique(
         "the stream by hand; the same over a cache and with padding "
         "(tests/interp/test_steering.py)",
     ),
+    experiment="worthit.lab.experiments.activation_addition:EXPERIMENT",
 )

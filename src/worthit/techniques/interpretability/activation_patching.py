@@ -132,4 +132,5 @@ TECHNIQUE = Technique(
         "paths into the output by hand, edges by finite differences, a planted circuit "
         "(tests/interp/test_patch.py)",
     ),
+    experiment="worthit.lab.experiments.activation_patching:EXPERIMENT",
 )

@@ -106,4 +106,5 @@ TECHNIQUE = Technique(
     ),
     module="worthit.interp.ccs:fit_ccs",
     parity=("the loss by hand, planted features (tests/interp/test_ccs.py)",),
+    experiment="worthit.lab.experiments.ccs:EXPERIMENT",
 )

@@ -105,4 +105,5 @@ TECHNIQUE = Technique(
         "Jaeger 2014: definition 1 by its gradient, the laws of Boole, equation 29, "
         "the order of definition 4 (tests/interp/test_conceptor.py)",
     ),
+    experiment="worthit.lab.experiments.conceptor:EXPERIMENT",
 )

@@ -116,4 +116,5 @@ TECHNIQUE = Technique(
     ),
     module="worthit.interp.directions:difference_in_means",
     parity=("sums by hand (tests/interp/test_directions.py)",),
+    experiment="worthit.lab.experiments.difference_in_means:EXPERIMENT",
 )

@@ -104,4 +104,5 @@ TECHNIQUE = Technique(
         "baked into the weights against ablation at run time: logits, tied and untied, "
         "biases, learned positions (tests/interp/test_steering.py)",
     ),
+    experiment="worthit.lab.experiments.directional_ablation:EXPERIMENT",
 )

@@ -113,4 +113,5 @@ TECHNIQUE = Technique(
     ),
     module="worthit.interp.edit:find_edit",
     parity=("constrained least squares by its Lagrangian (tests/interp/test_edit.py)",),
+    experiment="worthit.lab.experiments.knowledge_editing:EXPERIMENT",
 )

@@ -114,4 +114,5 @@ TECHNIQUE = Technique(
         "scikit-learn LogisticRegression on standardised columns: probabilities "
         "(tests/interp/test_probe.py)",
     ),
+    experiment="worthit.lab.experiments.linear_probe:EXPERIMENT",
 )

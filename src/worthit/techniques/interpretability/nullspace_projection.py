@@ -106,4 +106,5 @@ TECHNIQUE = Technique(
         "concept-erasure 0.2.4 `LeaceEraser`, both methods, two and five labels "
         "(tests/interp/test_erase.py)",
     ),
+    experiment="worthit.lab.experiments.nullspace_projection:EXPERIMENT",
 )

@@ -112,4 +112,5 @@ TECHNIQUE = Technique(
     ),
     module="worthit.interp.directions:from_sae",
     parity=("rows by hand (tests/interp/test_directions.py)",),
+    experiment="worthit.lab.experiments.sae_steering:EXPERIMENT",
 )

@@ -124,4 +124,5 @@ TECHNIQUE = Technique(
         "calibration error, risk by coverage and Wilson intervals by hand "
         "(tests/interp/test_calibration.py)",
     ),
+    experiment="worthit.lab.experiments.uncertainty_features:EXPERIMENT",
 )
