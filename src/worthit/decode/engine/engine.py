@@ -301,7 +301,7 @@ class Engine:
         now = self.clock()
         at = 0
         n_seen = 0
-        choosing: list[tuple[Sequence, Tensor]] = []
+        choosing: list[tuple[Sequence, int]] = []
         plain: list[tuple[Part, int, int]] = []
         for part in parts:
             sequence, n_rows, n_choices = part.sequence, part.n_rows, part.n_choices
@@ -320,15 +320,17 @@ class Engine:
             self.memory.settle(sequence)
             if n_choices:
                 # Samples of a prompt that is computed now begin here, from the same logits.
-                choosing += [(s, rows) for s in self._begin_followers(sequence)]
+                choosing += [(s, at - 1) for s in self._begin_followers(sequence)]
         if choosing:
-            self._choose(choosing, now)
+            self._choose(choosing, logits, now)
         if self.drafts is not None:
             for part, start, first_token in plain:
                 self.drafts.computed(part, start, first_token)
 
-    def _choose(self, choosing: list[tuple[Sequence, Tensor]], now: float) -> None:
-        together = torch.cat([rows for _, rows in choosing])
+    def _choose(self, choosing: list[tuple[Sequence, int]], logits: Tensor, now: float) -> None:
+        rows = [row for _, row in choosing]
+        # A row a sequence, all of them: as it mostly is, and nothing to copy.
+        together = logits if rows == list(range(len(logits))) else logits[rows]
         choices = choose(together, [sequence for sequence, _ in choosing])
         for (sequence, _), choice in zip(choosing, choices, strict=True):
             self._say(sequence, choice, now)
