@@ -18,6 +18,7 @@ from decode.tiny import checkpoint
 
 import worthit
 from worthit.decode.engine import Engine, EngineConfig
+from worthit.decode.speculative.drafter import Drafter
 from worthit.decode.tokenizer import Tokenizer, load_tokenizer
 from worthit.nn.decoder import Decoder
 from worthit.serve.app import Service, create_app
@@ -136,6 +137,7 @@ def running(
         listening.close()
 
 
-def engine_of(folder: Path, **limits: Any) -> Engine:
+def engine_of(folder: Path, drafter: Drafter | None = None, **limits: Any) -> Engine:
     model, tokenizer = tiny(folder)
-    return Engine(model, tokenizer, EngineConfig(**{"block_tokens": 4, **limits}))
+    config = EngineConfig(**{"block_tokens": 4, "has_draft_control": False, **limits})
+    return Engine(model, tokenizer, config, drafter=drafter)
