@@ -91,6 +91,9 @@ def cli_page() -> str:
         assert verb is not None
         context = click.Context(verb, info_name=name, parent=parent, **settings)
         parts.append((f"worthit {name}", verb.get_help(context)))
+        for inner, command in getattr(verb, "commands", {}).items():
+            below = click.Context(command, info_name=inner, parent=context, **settings)
+            parts.append((f"worthit {name} {inner}", command.get_help(below)))
     lines = ["# Command line", "", NOTE, "", _ABOUT_CLI.strip(), ""]
     for title, text in parts:
         plain = "\n".join(line.rstrip() for line in text.splitlines())

@@ -29,6 +29,7 @@ VERBS = {
     "patch": "Patch activations of one prompt into another, and see which bring its answer back.",
     "edit": "Edit facts (ROME), and show what the model says before and after.",
     "reason": "Spend more tokens on an answer: sample, vote, search, think longer, revise.",
+    "sae": "Train sparse autoencoders on a model, and look and steer through them.",
     "context": "Measure how much of its context a model uses.",
     "list": "List models, devices, techniques, workloads or experiments.",
     "calibrate": "Measure this machine, so that `--on this` is exact.",
