@@ -40,7 +40,8 @@ def test_help_tells_of_every_verb() -> None:
         assert verb is not None
         assert verb.name == name
         assert (verb.help or "").partition("\n\n")[0].replace("\n", " ") == line
-        assert any(option.name == "is_json" for option in verb.params), f"{name} lacks --json"
+        for below in getattr(verb, "commands", {"": verb}).values():
+            assert any(o.name == "is_json" for o in below.params), f"{name} lacks --json"
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:

@@ -66,8 +66,14 @@ def command() -> None:
     help="Repeatable: several are trained on the same activations (default topk).",
 )
 @click.option("--width", type=Size(), default=4096, show_default=True, help="Latents.")
-@click.option("--k", type=float, default=32, show_default=True, help="Of topk and batchtopk.")
-@click.option("--penalty", type=float, help="Of standard and gated (default 1), jumprelu (0.3).")
+@click.option(
+    "--k",
+    type=float,
+    default=32,
+    show_default=True,
+    help="Latents a token: counted out, or what the penalty is turned to.",
+)
+@click.option("--penalty", type=float, help="A fixed one instead, of standard, gated, jumprelu.")
 @click.option("--minutes", type=float, help="For everything; speeds are measured first.")
 @click.option("--tokens", type=Size(), help="To capture, in place of half of the time.")
 @click.option("--steps", type=Size(), help="Updates, in place of the rest of the time.")
@@ -114,6 +120,7 @@ def train(
         width=width,
         batch=batch,
         length=LENGTH,
+        target_l0=k if penalty is None else None,
         lr=lr,
         seed=seed,
     )
@@ -412,14 +419,14 @@ def _of_folder(
     name = model or config.get("metadata", {}).get("model_name")
     if not name:
         raise InputError(f"{folder}: does not say which model it reads; give --model")
-    at = at or point_of(folder)
+    point = at or point_of(folder)
     loaded, tokenizer, _ = _load(str(name), dtype)
-    if width(loaded, at) != config.get("d_in"):
+    if width(loaded, point) != config.get("d_in"):
         raise InputError(
-            f"{at}: has {width(loaded, at)} channels, and the autoencoder reads "
+            f"{point}: has {width(loaded, point)} channels, and the autoencoder reads "
             f"{config.get('d_in')}; it belongs to another model or point"
         )
-    return loaded, tokenizer, at
+    return loaded, tokenizer, point
 
 
 def _ids(tokenizer: Tokenizer, n: int, file: Path | None, *, part: Any) -> Tensor:

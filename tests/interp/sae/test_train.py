@@ -132,3 +132,14 @@ def test_what_is_measured() -> None:
     assert fit.l0 == 1.0
     assert fit.dead == pytest.approx(1 / 3)
     assert fit.shrinkage == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", ["standard", "jumprelu", "gated"])
+def test_penalties_are_turned_to_a_number_of_latents(kind: str) -> None:
+    torch.manual_seed(0)
+    sae = make_sae(kind, d_in=D, width=WIDTH, **OPTIONS[kind])
+    recipe = SaeRecipe(steps=400, lr=4e-3, dead_after=1000, target_l0=2.5)
+    training = Training(sae, recipe)
+    train_together({kind: training}, stream(128))
+    training.finish()
+    assert fit_of(sae, [planted(1000, 88)[0]]).l0 == pytest.approx(2.5, rel=0.15)

@@ -55,6 +55,7 @@ class Settings:
         batch: rows of an update.
         length: tokens of a sequence.
         skip: first tokens of a sequence that are left out.
+        target_l0: latents on that penalties are turned to; None leaves them as they are.
         lr, seed: of the training.
     """
 
@@ -64,6 +65,7 @@ class Settings:
     batch: int = 1024
     length: int = 128
     skip: int = 1
+    target_l0: float | None = None
     lr: float = 1e-3
     seed: int = 0
 
@@ -229,13 +231,14 @@ def train_on_store(
     say: Progress,
 ) -> dict[str, Training]:
     """Train on kept activations for the plan's steps, from the last checkpoint on."""
-    # Half a minute's worth of steps without being on counts as dead in short runs too.
+    # In short runs too a latent must count as dead before they end.
     recipe = SaeRecipe(
         steps=plan.steps,
         lr=settings.lr,
         seed=settings.seed,
         dead_after=max(min(plan.steps // 10, 400), 20),
         resample_every=max(plan.steps // 8, 1),
+        target_l0=settings.target_l0,
     )
     trainings = {name: Training(sae, recipe) for name, sae in saes.items()}
     before = load_checkpoint(folder)

@@ -13,6 +13,7 @@ and the decoder's bias starts at their mean; `finish` folds the scale into the w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,11 @@ from worthit.errors import InputError, WorthitError
 from worthit.interp.sae.base import Objective, SparseAutoencoder
 from worthit.interp.stream import Rows
 
+# How a penalty follows the number of latents that are on, by the logarithm of their excess: at
+# once, and summed up over the steps, of which a single one adds at most so much.
+AT_ONCE, SUMMED, LARGEST = 1.0, 0.02, 0.02
+# Of the excess, a running mean over this many batches.
+SMOOTHED = 10
 # New encoder rows are this long, against the mean of the living ones.
 RESAMPLED_LENGTH = 0.2
 
@@ -39,6 +45,8 @@ class SaeRecipe:
         dead_after: a latent is dead that was not on for so many steps.
         resample_every: steps between resamplings, none in the last half; 0 for never.
         max_norm: gradients are scaled down to it.
+        target_l0: penalties are turned up and down until so many latents are on; None leaves
+            them as they are.
         is_scaled: whether inputs are brought to a mean length of sqrt(d_in).
     """
 
@@ -50,6 +58,7 @@ class SaeRecipe:
     dead_after: int = 200
     resample_every: int = 400
     max_norm: float = 1.0
+    target_l0: float | None = None
     is_scaled: bool = True
     seed: int = 0
 
@@ -71,6 +80,7 @@ class Training:
         self.sae, self.recipe = sae, recipe
         self.step = 0
         self.scale = 1.0
+        self.pressure, self.held, self.excess = 1.0, 0.0, 0.0
         width = sae.config.width
         self.since_fired = torch.zeros(width, dtype=torch.int64)
         self.counts = torch.zeros(width, dtype=torch.int64)
@@ -105,7 +115,7 @@ class Training:
         x, _ = sae.normalise(rows * self.scale)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr_at(self.step)
-        made = sae.objective(x, dead=self.dead, warm=recipe.warm_at(self.step))
+        made = sae.objective(x, dead=self.dead, warm=self.pressure * recipe.warm_at(self.step))
         if not bool(made.loss.isfinite()):
             raise WorthitError(
                 f"step {self.step}: the loss of {sae.kind} is {float(made.loss.detach())}; "
@@ -122,10 +132,18 @@ class Training:
         self.counts += made.fired
         self.n_counted += len(rows)
         self.step += 1
+        if recipe.target_l0 is not None:
+            self._follow(math.log(max(made.mean_active, 0.01) / recipe.target_l0))
         every = recipe.resample_every
         if sae.resamples and every and self.step % every == 0 and self.step <= recipe.steps / 2:
             self.resample(x, made.reconstruction)
         return made
+
+    def _follow(self, excess: float) -> None:
+        """Turn the penalty up or down: proportional to the excess, and to what it was so far."""
+        self.excess += (excess - self.excess) / SMOOTHED
+        self.held += min(max(SUMMED * self.excess, -LARGEST), LARGEST)
+        self.pressure = math.exp(self.held + AT_ONCE * self.excess)
 
     @torch.no_grad()
     def resample(self, x: Tensor, reconstruction: Tensor) -> None:
@@ -168,6 +186,9 @@ class Training:
             "moments": {str(i): dict(each) for i, each in moments.items()},
             "step": self.step,
             "scale": self.scale,
+            "pressure": self.pressure,
+            "held": self.held,
+            "excess": self.excess,
             "since_fired": self.since_fired,
             "counts": self.counts,
             "n_counted": self.n_counted,
@@ -181,7 +202,7 @@ class Training:
         groups = self.optimizer.state_dict()["param_groups"]
         moments = {int(i): each for i, each in state["moments"].items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        for name in ("step", "scale", "n_counted", "n_resampled"):
+        for name in ("step", "scale", "pressure", "held", "excess", "n_counted", "n_resampled"):
             setattr(self, name, state[name])
         self.since_fired, self.counts = state["since_fired"].clone(), state["counts"].clone()
         self.generator.set_state(state["generator"])
