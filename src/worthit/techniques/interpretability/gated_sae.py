@@ -4,8 +4,7 @@ Changes: where the L1 penalty acts: on gates, not on magnitudes.
 Relieves: opacity, without the shrinkage of an L1 penalty.
 Does nothing when: magnitudes do not matter to you, or absorption is the trouble: gates still pay
 for each latent.
-Costs: activations of millions of tokens, and a training a layer; half as many parameters again
-are not needed, as gates and magnitudes share a matrix.
+Costs: activations of millions of tokens, and a training a layer.
 """
 
 from __future__ import annotations
