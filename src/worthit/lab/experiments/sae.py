@@ -26,6 +26,7 @@ from worthit.lab.experiments._dictionaries import (
     MATCHED,
     METRICS,
     RECOVERED,
+    both,
     in_planted,
     in_tutor,
     made,
@@ -44,8 +45,8 @@ def run(context: Context, arm: Arm, seed: int) -> Mapping[str, float]:
     """Principal directions, or the autoencoder twice."""
     if arm.id == "pca":
         return {**pca_planted(context, seed), **pca_tutor(context, seed)}
-    found = in_planted(context.budget, arm, seed)
-    return {**found, **in_tutor(context, arm, seed), "agreed": agreed(context, arm, seed)}
+    found = both(in_planted(context.budget, arm, seed), in_tutor(context, arm, seed))
+    return {**found, "agreed": agreed(context, arm, seed)}
 
 
 def agreed(context: Context, arm: Arm, seed: int) -> float:
