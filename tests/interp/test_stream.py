@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from worthit.errors import InputError
 from worthit.interp.hooks import capture
 from worthit.interp.shards import Store, write_activations
-from worthit.interp.stream import Source, mixed
+from worthit.interp.stream import Source, mixed, usual
 
 AT = ("layers.0.resid_post", "layers.1.ffn_hidden")
 
@@ -122,3 +122,10 @@ def test_a_point_of_heads_is_refused() -> None:
     with pytest.raises(InputError, match="skip: must leave a token of a sequence of 7, got 7"):
         Source(model_of("attention"), ids_of(), ("embed",), skip=7)
     assert VOCAB == 23
+
+
+def test_sinks_are_told_by_their_length() -> None:
+    rows = torch.ones(9, 4)
+    rows[3] *= 7.9
+    rows[5] *= 8.1
+    assert usual(rows).tolist() == [True] * 5 + [False] + [True] * 3

@@ -4,7 +4,8 @@ Neighbouring tokens have similar activations; a batch of neighbours is a poor sa
 a buffer of rows, gives half of it away in random order, and fills it up again.
 
 The first token of a sequence is left out: in most trained transformers it is a sink of attention,
-with a norm many times that of all others, and it would be all that a squared error sees.
+with a norm many times that of all others, and it would be all that a squared error sees. Where a
+sequence begins in the middle of a text another token may become one; `usual` tells those.
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ from worthit.interp.points import expand, width
 from worthit.nn.decoder import Decoder
 
 Rows = dict[str, Tensor]
+# A row is a sink from this many times the median length on.
+SINK = 8.0
+
+
+def usual(rows: Tensor) -> Tensor:
+    """Which of `rows` `(n, d)` are no sinks, `(n,)` booleans."""
+    lengths = rows.norm(dim=-1)
+    return lengths <= SINK * lengths.median()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 |---|---|
 | `explained_variance` | 1 - error / variance, sums over all rows (not a mean of ratios) |
 | `l0` | latents on, a row |
+| `sinks` | share of rows of many times the median length, which none of the others counts |
 | `dead` | share of latents never on |
 | `shrinkage` | 1 - E|y|^2 / E[x.y]: what a penalty takes off reconstructions (arXiv:2404.16014) |
 | `loss` | cross-entropy of the model as it is, in nats a token |
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from worthit.interp.hooks import intervene
 from worthit.interp.sae.base import SparseAutoencoder
+from worthit.interp.stream import usual
 from worthit.nn.decoder import Decoder
 
 
@@ -36,6 +38,7 @@ class Fit:
     l0: float
     dead: float
     shrinkage: float
+    sinks: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -50,7 +53,10 @@ def fit_of(sae: SparseAutoencoder, chunks: Iterable[Tensor]) -> Fit:
     total = torch.zeros(d, dtype=torch.float64)
     inner = own = 0.0
     ever = torch.zeros(sae.config.width, dtype=torch.bool)
-    for x in chunks:
+    n_all = 0
+    for chunk in chunks:
+        x = chunk[usual(chunk)]
+        n_all += len(chunk)
         latents = sae.encode(x)
         y = sae(x)
         active = latents > 0
@@ -71,6 +77,7 @@ def fit_of(sae: SparseAutoencoder, chunks: Iterable[Tensor]) -> Fit:
         l0=on / max(n, 1),
         dead=1 - float(ever.double().mean()),
         shrinkage=1 - own / inner if inner > 0 else float("nan"),
+        sinks=1 - n / max(n_all, 1),
     )
 
 

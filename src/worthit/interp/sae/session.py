@@ -28,7 +28,7 @@ from worthit.interp.sae.kinds import make_sae
 from worthit.interp.sae.metrics import fit_of, loss_recovered
 from worthit.interp.sae.train import SaeRecipe, Training, train_together
 from worthit.interp.shards import Store, write_activations
-from worthit.interp.stream import Rows, Source, mixed
+from worthit.interp.stream import Rows, Source, mixed, usual
 from worthit.nn.decoder import Decoder
 from worthit.train.checkpoint import load_checkpoint, save_checkpoint
 from worthit.train.history import disk_error
@@ -268,14 +268,19 @@ def batches_of(store: Store, batch: int, *, seed: int, skip: int = 0) -> Iterato
     epoch = 0
     while True:
         buffer = min(65_536, max(store.n_rows, 1))
-        for rows in mixed(
-            store.chunks(rows=4096, seed=seed + epoch), batch, buffer=buffer, seed=seed + epoch
-        ):
+        chunks = (without_sinks(c) for c in store.chunks(rows=4096, seed=seed + epoch))
+        for rows in mixed(chunks, batch, buffer=buffer, seed=seed + epoch):
             if skip:
                 skip -= 1
                 continue
             yield rows
         epoch += 1
+
+
+def without_sinks(chunk: Rows) -> Rows:
+    """The rows of a chunk that are sinks at none of its points."""
+    keep = torch.stack([usual(rows) for rows in chunk.values()]).all(0)
+    return {name: rows[keep] for name, rows in chunk.items()}
 
 
 def agree(folder: Path, settings: Settings, make: Callable[[], Plan], text: str) -> Plan:
