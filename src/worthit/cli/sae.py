@@ -354,7 +354,7 @@ def steer(
     length = mean_length(loaded, _ids(tokenizer, 16, None, part="held-out"), at)
 
     def write() -> str:
-        return generate(loaded, ids, max_tokens=max_tokens, tokenizer=tokenizer)[0].text
+        return generate(loaded, ids, max_tokens=max_tokens, tokenizer=tokenizer)[0].text or ""
 
     before = write()
     with steered(loaded, sae, feature, at, strength, length=length):
