@@ -363,7 +363,7 @@ def test_an_oracles_trees_are_kept_whole() -> None:
     assert said == want
     assert tally.n_accepted == tally.n_drafted // 2
     assert tally.lengths[:-1] == [3] * 9
-    assert tally.n_passes == 40 - tally.n_accepted
+    assert tally.n_passes <= 12
 
 
 # On disk.

@@ -100,7 +100,8 @@ class FeatureDrafter(Plain):
         """Note the true features of what was computed; they are read when a draft is asked for."""
         assert verified.features is not None, "it has taps"
         track: Track | None = one.state
-        start, features = verified.start, verified.features
+        # Compiled layers give out fp32, whatever the model is stored in.
+        start, features = verified.start, verified.features.to(self.head.target.dtype)
         if track is None or start > track.end:
             track = one.state = Track(self.head.layer.block.new_caches(), first=start)
         n_known = track.end - start

@@ -52,6 +52,8 @@ class Medusa(Heads):
             # Every head begins as the target's own, and no block is in the way.
             nn.init.zeros_(linear.weight)
         self._norm = (model.final_norm,)
+        # Of the model: compiled layers give out fp32, whatever it is stored in.
+        self.dtype = model.dtype
 
     def states(self, features: Tensor) -> Tensor:
         """What the heads read, `(..., d_model)`, from the tapped stream."""
@@ -85,7 +87,8 @@ class MedusaDrafter(Plain):
     def observe(self, one: Asked, verified: Verified) -> None:
         """Keep the feature of the last token that was computed."""
         assert verified.features is not None, "it has taps"
-        one.state = (verified.start + verified.n, verified.features[-1])
+        last = verified.features[-1].to(self.heads.dtype)
+        one.state = (verified.start + verified.n, last)
 
     @torch.inference_mode()
     def propose(self, asked: Sequence[Asked]) -> list[Tree]:

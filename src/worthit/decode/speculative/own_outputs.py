@@ -171,7 +171,8 @@ def block(
             logits = model(ids[:, at : at + 1].to(model.device), cache=cache)[:, 0].float()
             seen = tapped.features()
             assert seen is not None
-            streams = seen[:, 0].cpu()
+            # Compiled layers give out fp32, whatever the model is stored in.
+            streams = seen[:, 0].to(model.dtype).cpu()
             if features is None:
                 features = streams.new_empty(rows, length, streams.shape[-1])
             features[:, at] = streams

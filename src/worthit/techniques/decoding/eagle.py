@@ -85,6 +85,7 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     apply=apply,
+    experiment="worthit.lab.experiments.eagle:EXPERIMENT",
     is_present=is_present,
     remove=without_draft,
     adoption="finetune",

@@ -65,6 +65,7 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     apply=apply,
+    experiment="worthit.lab.experiments.medusa:EXPERIMENT",
     is_present=is_present,
     remove=without_draft,
     adoption="finetune",
