@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worthit.decode.engine import Engine, EngineConfig, Request
 from worthit.decode.generate import tokens_of
 from worthit.decode.sampling import Sampling
 from worthit.decode.speculative.drafter import NOTHING, Asked, Drafter, Plain, Verified
@@ -364,6 +365,28 @@ def test_an_oracles_trees_are_kept_whole() -> None:
     assert tally.n_accepted == tally.n_drafted // 2
     assert tally.lengths[:-1] == [3] * 9
     assert tally.n_passes <= 12
+
+
+# In the engine.
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_heads_in_a_crowd_change_no_word(name: str) -> None:
+    """Chains and trees beside one another, prompts in chunks, known prefixes, few places."""
+    prompts = [PROMPT, [4, 8], [*PROMPT, *PROMPT, 1], [7, 7, 7], [*PROMPT, 9]]
+    want = [[row[0] for row in tokens_of(MODEL, [p], max_tokens=12)] for p in prompts]
+    config = EngineConfig(
+        max_batch_tokens=12, max_sequences=3, block_tokens=4, n_blocks=40, has_draft_control=False
+    )
+    engine = Engine(MODEL, config=config, drafter=DRAFTERS[name]())
+    got = engine.generate([Request(prompt=p, max_tokens=12) for p in prompts])
+    assert [one.samples[0].error for one in got] == [None] * len(prompts)
+    assert [one.ids for one in got] == want
+    assert engine.stats.n_draft_tokens > 20
+    # Again, when prefixes are known and their features are not.
+    again = engine.generate([Request(prompt=p, max_tokens=12) for p in prompts])
+    assert [one.ids for one in again] == want
+    assert engine.memory.n_held == 0
 
 
 # On disk.
