@@ -117,5 +117,7 @@ TECHNIQUE = Technique(
         "~labels by people => labels by the model under the principles",
         "preference learning on those pairs",
     ),
+    module="worthit.align.constitution:criticise",
+    parity=("the conversations of critique and revision (tests/align/test_feedback.py)",),
     experiment="worthit.lab.experiments.constitutional_ai:EXPERIMENT",
 )

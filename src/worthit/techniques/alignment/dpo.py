@@ -129,5 +129,10 @@ TECHNIQUE = Technique(
         "+margin: how much more the policy has moved to the better answer",
         "-log sigmoid of beta times the margin",
     ),
+    module="worthit.align.dpo:DPO",
+    parity=(
+        "trl 1.16, losses and gradients (tests/align/test_parity.py)",
+        "robust DPO unbiased over flips, displacement by hand (tests/align/test_losses.py)",
+    ),
     experiment="worthit.lab.experiments.dpo:EXPERIMENT",
 )

@@ -99,5 +99,10 @@ TECHNIQUE = Technique(
         "~-log sigmoid of the margin => squared distance from 1 / (2 beta)",
         "a margin that stops growing",
     ),
+    module="worthit.align.ipo:IPO",
+    parity=(
+        "trl 1.16, losses and gradients (tests/align/test_parity.py)",
+        "the finite margin where DPO has none (tests/align/test_losses.py)",
+    ),
     experiment="worthit.lab.experiments.ipo:EXPERIMENT",
 )

@@ -112,5 +112,10 @@ TECHNIQUE = Technique(
         "+weights for good and bad, by their numbers",
         "utility of the reward over that point",
     ),
+    module="worthit.align.kto:KTO",
+    parity=(
+        "trl 1.16, loss and KL estimate on an odd batch (tests/align/test_parity.py)",
+        "the paper's cases (tests/align/test_losses.py)",
+    ),
     experiment="worthit.lab.experiments.kto:EXPERIMENT",
 )

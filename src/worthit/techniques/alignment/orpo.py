@@ -97,5 +97,10 @@ TECHNIQUE = Technique(
         "+lambda times -log sigmoid of the log odds ratio",
         "-reference model",
     ),
+    module="worthit.align.orpo:ORPO",
+    parity=(
+        "trl 1.16 (tests/align/test_parity.py)",
+        "finite near certainty (tests/align/test_losses.py)",
+    ),
     experiment="worthit.lab.experiments.orpo:EXPERIMENT",
 )

@@ -120,5 +120,7 @@ TECHNIQUE = Technique(
         "~labels by people => labels by the judge",
         "DPO on what it says both times",
     ),
+    module="worthit.align.rlaif:label",
+    parity=("judges of known accuracy; the average of both orders (tests/align/test_feedback.py)",),
     experiment="worthit.lab.experiments.rlaif:EXPERIMENT",
 )

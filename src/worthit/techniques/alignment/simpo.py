@@ -102,5 +102,7 @@ TECHNIQUE = Technique(
         "+margin gamma that the better answer must lead by",
         "-log sigmoid of the difference",
     ),
+    module="worthit.align.simpo:SimPO",
+    parity=("trl 1.16 (tests/align/test_parity.py)",),
     experiment="worthit.lab.experiments.simpo:EXPERIMENT",
 )

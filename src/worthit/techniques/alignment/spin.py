@@ -102,5 +102,7 @@ TECHNIQUE = Technique(
         "DPO, the last round's model as its reference",
         "~one training => rounds until nothing tells them apart",
     ),
+    module="worthit.align.spin:self_play",
+    parity=("its loss is DPO's: trl 1.16 (tests/align/test_parity.py)",),
     experiment="worthit.lab.experiments.spin:EXPERIMENT",
 )
