@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +26,11 @@ Run = Callable[[Tensor, Tokens, Any], Tensor]
 def ragged_tokens(parts: Sequence[tuple[int, int]], device: torch.device) -> Tokens:
     """Describe a pass of sequences, each `(n new tokens, n past ones)`, in this order."""
     own, start = [], 0
+    places = np.concatenate([np.arange(past, past + n) for n, past in parts])
+    positions = torch.from_numpy(places).to(device)[None]
     for n, past in parts:
-        positions = torch.arange(past, past + n, device=device)[None]
-        own.append(Tokens(n=n, past=past, positions=positions, start=start))
+        own.append(Tokens(n=n, past=past, positions=positions[:, start : start + n], start=start))
         start += n
-    positions = torch.cat([part.positions for part in own], dim=1)
     return Tokens(n=start, past=0, positions=positions, parts=own)
 
 

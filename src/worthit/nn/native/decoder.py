@@ -165,9 +165,7 @@ class NativeLayers:
             or (tokens.slot_positions is not None and tokens.among is None)
             or x.requires_grad
             or any(self._hooks)
-            or not all(
-                getattr(hook, "only_reads", False) for h in self._readers for hook in h.values()
-            )
+            or (any(self._readers) and not self._is_only_read())
         )
         if is_odd:
             return None
@@ -255,8 +253,14 @@ class NativeLayers:
         self._tell(taps, x.dtype)
         return y.to(x.dtype)
 
+    def _is_only_read(self) -> bool:
+        hooks = [hook for readers in self._readers for hook in readers.values()]
+        return all(getattr(hook, "only_reads", False) for hook in hooks)
+
     def _taps(self, y: Tensor) -> dict[int, Tensor]:
         """Room for what the layers give out that somebody reads."""
+        if not any(self._readers):
+            return {}
         return {i: torch.empty_like(y) for i, readers in enumerate(self._readers) if readers}
 
     def _tell(self, taps: dict[int, Tensor], dtype: torch.dtype) -> None:
