@@ -273,7 +273,7 @@ def predicted(*metrics: str) -> Any:
 
 
 QUICK = Budget(
-    n_seeds=5,
+    n_seeds=8,
     n_steps=150,
     batch_size=32,
     learning_rates=(3e-3,),
