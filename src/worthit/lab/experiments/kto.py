@@ -28,7 +28,6 @@ from worthit.lab.experiments._preferences import (
 )
 from worthit.techniques.alignment._preferences import ETHAYARAJH_2024
 
-
 # From nothing there is more to learn; of the rates tried, both methods ranked best at this one.
 FROM_NOTHING = 3e-3
 
@@ -59,8 +58,8 @@ EXPERIMENT = Experiment(
         "all pairs; and without fine-tuning first right answers are likelier under KTO than under "
         "DPO.",
         source=ETHAYARAJH_2024,
-        refuted_if="a tenth of the good answers ranks pairs worse by 5 points, or right answers are "
-        "no likelier under KTO from scratch than under DPO from scratch",
+        refuted_if="a tenth of the good answers ranks pairs worse by 5 points, or right answers "
+        "are no likelier under KTO from scratch than under DPO from scratch",
         worth_it=True,
     ),
     how=Custom(run=run),

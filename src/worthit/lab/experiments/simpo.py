@@ -45,8 +45,8 @@ EXPERIMENT = Experiment(
         statement="By the mean log-probability, which decoding goes by, SimPO ranks more held-out "
         "pairs right than DPO; and bias of length in the pairs costs it less.",
         source=MENG_2024,
-        refuted_if="SimPO gains less than 5 points of ranking, or less than 5 points of shorter right "
-        "answers after pairs that the longer one wins",
+        refuted_if="SimPO gains less than 5 points of ranking, or less than 5 points of shorter "
+        "right answers after pairs that the longer one wins",
         worth_it=True,
     ),
     how=Custom(run=run),
