@@ -84,4 +84,10 @@ EXPERIMENT = Experiment(
     budgets=BUDGETS,
     predicted=predicted("right", "ranked"),
     setup=half_learned,
+    means={
+        # Written after the run.
+        "refuted": "More fine-tuning has more forms right: against a model that errs in three of "
+        "four sampled answers, self-play pushes its own answers down and lifts the right ones no "
+        "further. SPIN is for models that have learned their demonstrations.",
+    },
 )
