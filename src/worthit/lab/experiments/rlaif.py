@@ -127,7 +127,8 @@ EXPERIMENT = Experiment(
     predicted=predicted("ranked", "right"),
     setup=half_learned,
     means={
-        "confirmed": "Nine labels right in ten are as good as verified ones, six in ten are not; and "
-        "a judge that likes the first place is worth nothing in one order and all it knows in two.",
+        "confirmed": "Nine labels right in ten are as good as verified ones, six in ten are not; "
+        "a judge that likes the first place is worth nothing in one order, and all it knows in "
+        "both.",
     },
 )

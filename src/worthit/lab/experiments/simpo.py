@@ -76,8 +76,8 @@ EXPERIMENT = Experiment(
     setup=half_learned,
     means={
         # Written after the run.
-        "refuted": "At half the displacement SimPO keeps more forms right than DPO, and ranks pairs "
-        "no better; after pairs that the longer one wins it prefers the longer one as much: a mean "
-        "a token does not unlearn what every pair says.",
+        "refuted": "At half the displacement SimPO keeps more forms right than DPO and ranks "
+        "pairs no better; where the longer one wins every pair it prefers the longer one as much: "
+        "a mean a token does not unlearn what every pair says.",
     },
 )
