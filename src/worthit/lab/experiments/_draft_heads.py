@@ -66,6 +66,8 @@ def setup_of(context: Context, kind: Kind) -> WithHeads:
         n_tokens=sizes["heads_tokens"],
         rows=sizes["heads_rows"],
         length=sizes["heads_length"],
+        # Few texts: smaller batches make more updates of them.
+        batch_rows=4,
     )
     if not job.out.is_dir():
         wide.model.requires_grad_(requires_grad=False)

@@ -31,11 +31,11 @@ def predicted(setting: Setting) -> Iterator[Prediction]:
 
 
 QUICK = Budget(
-    n_seeds=6,
+    n_seeds=5,
     n_rounds=1,
-    sizes={"tokens": 32, "heads_tokens": 36_864, "heads_rows": 32, "heads_length": 192},
-    seconds=6.0,
-    setup_seconds=180.0,
+    sizes={"tokens": 32, "heads_tokens": 24_576, "heads_rows": 32, "heads_length": 192},
+    seconds=3.0,
+    setup_seconds=150.0,
 )
 EXPERIMENT = Experiment(
     id="eagle",

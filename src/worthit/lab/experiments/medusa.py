@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
     ),
     budgets={
         **EAGLE.budgets,
-        "quick": replace(QUICK, setup_seconds=120.0),
+        "quick": replace(QUICK, setup_seconds=100.0),
     },
     predicted=predicted,
     setup=setup,
