@@ -44,16 +44,12 @@ class All:
         return torch.where(self.mask, values, 0.0)
 
     def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
-        """`(batch, d)`."""
-        return self.only(values) @ decoder
-
-    def dense(self, values: Tensor) -> Tensor:
-        """`(batch, width)`."""
-        return self.only(values)
+        """`(batch, d)` of values that are 0 outside of the mask."""
+        return values @ decoder
 
     def fired(self, values: Tensor) -> Tensor:
-        """How many rows have each latent on, `(width,)`."""
-        return (self.only(values) > 0).sum(0)
+        """How many rows have each latent on, `(width,)`; as in `decode`."""
+        return (values > 0).sum(0)
 
 
 class Few:
@@ -75,11 +71,6 @@ class Few:
         """`(batch, d)`."""
         y: Tensor = _Decode.apply(values, decoder, self.places)
         return y
-
-    def dense(self, values: Tensor) -> Tensor:
-        """`(batch, width)`."""
-        flat = self.rows * self.shape[1] + self.cols
-        return values.new_zeros(self.shape.numel()).index_put((flat,), values).view(self.shape)
 
     def fired(self, values: Tensor) -> Tensor:
         """How many rows have each latent on, `(width,)`."""
