@@ -120,3 +120,20 @@ def test_impossible_numbers_are_refused() -> None:
         Runtime(samples=0)
     with pytest.raises(CaseError, match=r"rounds must be at least 1, got 0\.5"):
         Runtime(rounds=0.5)
+
+
+def test_a_case_file_can_say_it() -> None:
+    from worthit.spec.load import load_case
+
+    case = load_case(
+        {
+            "model": "gpt2",
+            "hardware": "h100",
+            "workload": {"prompt": 100, "output": 100},
+            "data": {"answer_check": "exact"},
+            "runtime": {"reasoning": "best-of-n", "samples": 4},
+        }
+    )
+    assert technique("best-of-n").is_present(case)
+    v = judged(case)["best-of-n"]
+    assert (v.decision, v.is_present) == ("apply", True)
