@@ -28,9 +28,10 @@ def test_sums_have_checks_of_answers_and_of_steps() -> None:
     for question in kind.questions:
         digits = [int(d) for d in question.text.rstrip("=").split("+")]
         first, total = (digits[0] + digits[1]) % 10, sum(digits) % 10
+        answer = f"{first}{total}{total}"
         assert worked_sums.decode(question.prompt) == question.text
-        assert question.is_right(str(total))
-        assert not question.is_right(str((total + 1) % 10))
+        assert question.is_right(answer)
+        assert not question.is_right(f"{(first + 1) % 10}{total}{total}")
         right = f"{digits[0]}+{digits[1]}:{first};"
         wrong = f"{digits[0]}+{digits[1]}:{(first + 1) % 10};"
         assert kind.step_score is not None

@@ -30,7 +30,11 @@ def test_every_row_ends_in_right_working(n_tries: int) -> None:
                 # Targets follow their inputs.
                 assert inputs[first + 1 : first + len(learned)] == learned[:-1]
                 total = eval(prompt) % 10
-                assert read_answer(text) == str(total)
+                answer = read_answer(text)
+                assert answer is not None
+                assert answer == read_sum(prompt + "=").answer
+                assert answer[-1] == str(total)
+                assert answer[:-1] == "".join(re.findall(r":(\d)", text))
                 for left, right in re.findall(r"([^:;#]+):(\d+);", text):
                     assert eval(left) % 10 == int(right)
                 steps = [tried_ for tried_ in tried.split("~") if tried_]

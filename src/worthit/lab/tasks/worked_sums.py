@@ -3,11 +3,12 @@
     7+8+9=     7+8:5;5+9:4;   #4
     question   steps          answer
 
-One character is a token. Every step, and so every beginning of a text, is exactly right or wrong:
-what a verifier of the process needs, and what real chains of thought have not. A row may hold tries
-before the last one, each with `~` behind it; half of them go wrong in one step. Tries are read and
-not learned, the last one is: a model is taught to do better than what stands before it, and never
-to go wrong itself.
+One character is a token. What is checked of a text is every partial sum and its end, `544` here: the
+last digit alone is guessed one time in ten, and eight guesses are right more often than not. Every
+step, and so every beginning of a text, is exactly right or wrong: what a verifier of the process
+needs, and what real chains of thought have not. A row may hold tries before the last one, each with
+`~` behind it; half of them go wrong in one step. Tries are read and not learned, the last one is: a
+model is taught to do better than what stands before it, and never to go wrong itself.
 
 Nye et al. 2021, "Show Your Work: Scratchpads for Intermediate Computation with Language Models",
 arXiv:2112.00114, section 3, for the working; the tries are ours.
@@ -62,8 +63,9 @@ class Sum:
 
     @property
     def answer(self) -> str:
-        """The right answer."""
-        return self.steps[-1][-1]
+        """The right answer: every partial sum, and the last of them again."""
+        totals = "".join(step[-1] for step in self.steps)
+        return totals + totals[-1]
 
 
 def build(*, n_terms: int = 4, n_tries: int = 0, seed: int = 0, n_held_out: int = 512) -> Generated:
@@ -130,7 +132,7 @@ def read_sum(prompt: str) -> Sum:
     """The question that a prompt asks.
 
     >>> read_sum("7+8+9=").answer
-    '4'
+    '544'
     """
     return Sum(tuple(int(digit) for digit in prompt.removesuffix("=").split("+")))
 
@@ -141,7 +143,7 @@ def worked(asked: Sum) -> str:
     >>> worked(read_sum("7+8+9="))
     '7+8:5;5+9:4;#4'
     """
-    return "".join(f"{step};" for step in asked.steps) + f"#{asked.answer}"
+    return "".join(f"{step};" for step in asked.steps) + f"#{asked.answer[-1]}"
 
 
 def check(asked: Sum, answer: str) -> bool:
@@ -150,25 +152,26 @@ def check(asked: Sum, answer: str) -> bool:
 
 
 def read_answer(text: str) -> str | None:
-    """What a text answers; None where it does not come to an answer.
+    """The partial sums of a text's last try, and its end; None where it does not come to one.
 
     >>> read_answer("7+8:5;5+9:4;#4"), read_answer("7+8:5;")
-    ('4', None)
+    ('544', None)
     """
-    answer = text.rpartition("#")[2] if "#" in text else ""
-    return answer if answer.isdigit() else None
+    working, _, end = text.rpartition("~")[2].partition("#")
+    totals = "".join(step[-1:] for step in working.split(";")[:-1])
+    return totals + end if end.isdigit() else None
 
 
 def n_right_steps(asked: Sum, text: str) -> tuple[int, bool]:
     """Steps of the last try that are right from its beginning, and whether that is all of them.
 
-    An answer counts as a step: it must be the last sum. A step that is not whole yet counts for
+    The end counts as a step: it must be the last sum. A step that is not whole yet counts for
     nothing and against nothing.
 
     >>> n_right_steps(read_sum("7+8+9="), "7+8:5;5+9:7;")
     (1, False)
     """
-    working, mark, answer = text.rpartition("~")[2].partition("#")
+    working, mark, end = text.rpartition("~")[2].partition("#")
     steps, rest = working.split(";")[:-1], working.split(";")[-1]
     n = 0
     for said, right in zip(steps, asked.steps, strict=False):
@@ -178,7 +181,7 @@ def n_right_steps(asked: Sum, text: str) -> tuple[int, bool]:
     if len(steps) > len(asked.steps) or (mark and rest):
         return n, False
     if mark:
-        is_right = len(steps) == len(asked.steps) and check(asked, answer)
+        is_right = len(steps) == len(asked.steps) and end == asked.answer[-1]
         return n + is_right, is_right
     return n, True
 
