@@ -30,7 +30,7 @@ from worthit.spec.model import ModelSpec
 from worthit.train import Recipe, seeded, train
 from worthit.train.batch import Batch, Data
 
-# A hundred questions of a seed are some points of noise: a margin below that would be about them.
+# Sixty questions of a seed are some points of noise: a margin below that would be about them.
 ACCURACY = Metric(id="accuracy", name="questions answered right", better="higher", margin=0.05)
 TOKENS = Metric(
     id="tokens", name="tokens said a question", unit="tokens", scale="ratio", margin=0.05
@@ -189,15 +189,15 @@ QUICK = Budget(
     n_steps=400,
     batch_size=32,
     learning_rates=(1e-2,),
-    sizes={"d_model": 48, "terms": 6, "percent_right": 80, "questions": 96, "samples": 16},
+    sizes={"d_model": 48, "terms": 6, "percent_right": 80, "questions": 64, "samples": 8},
     seconds=4.0,
     setup_seconds=45.0,
 )
 
 
-def budgets(n_seeds: int = 4, **sizes: int) -> dict[str, Budget]:
-    """The three budgets, with sizes of an experiment's own; `n_seeds` of `quick`."""
-    quick = replace(QUICK, n_seeds=n_seeds, sizes={**QUICK.sizes, **sizes})
+def budgets(**sizes: int) -> dict[str, Budget]:
+    """The three budgets, with sizes of an experiment's own."""
+    quick = replace(QUICK, sizes={**QUICK.sizes, **sizes})
     return {
         "smoke": replace(
             quick,
@@ -212,7 +212,7 @@ def budgets(n_seeds: int = 4, **sizes: int) -> dict[str, Budget]:
             quick,
             n_seeds=10,
             n_steps=1000,
-            sizes={**quick.sizes, "questions": 400},
+            sizes={**quick.sizes, "questions": 400, "samples": 16},
             seconds=30.0,
             setup_seconds=120.0,
         ),

@@ -80,8 +80,7 @@ EXPERIMENT = Experiment(
         not_better(ACCURACY, "probability", by=0.05),
         ratio_between(TOKENS, "check", 7.2, 8.8),
     ),
-    # Students differ more than strategies do.
-    budgets=budgets(n_seeds=6),
+    budgets=budgets(),
     predicted=samples_cost(lambda arm: float(N)),
     setup=students,
     means={

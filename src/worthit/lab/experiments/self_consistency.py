@@ -123,26 +123,26 @@ EXPERIMENT = Experiment(
         statement="Chains of thought that differ gain by a vote, 4 to 18 points in the paper; "
         "answers without a chain, whose errors are the model's own, do not.",
         source=replace(WANG_2022, where="abstract; section 3.3 on prompts without a chain"),
-        refuted_if="sixteen votes are not five points above one greedy answer on sums, or are five "
+        refuted_if="eight votes are not five points above one greedy answer on sums, or are five "
         "points above it on verb forms",
         worth_it=True,
     ),
     how=Custom(run=run),
     matched=Matched(
         what=("nothing",),
-        because="votes of four are votes over the same samples as votes of sixteen, and a greedy "
+        because="votes of four are votes over the same samples as votes of eight, and a greedy "
         "answer is one more; the question is what the tokens buy",
     ),
     arms=(
         Arm(id="once", label="one greedy answer", options={"votes": 0}),
         Arm(id="four", label="four votes", options={"votes": 4}),
-        Arm(id="sixteen", label="sixteen votes", options={"votes": 16}),
+        Arm(id="eight", label="eight votes", options={"votes": 8}),
     ),
     metrics=(ACCURACY, FORMS, TOKENS),
     claims=(
-        superior(ACCURACY, "sixteen", by=0.05),
-        not_better(FORMS, "sixteen", by=0.05),
-        ratio_between(TOKENS, "sixteen", 14.4, 17.6),
+        superior(ACCURACY, "eight", by=0.05),
+        not_better(FORMS, "eight", by=0.05),
+        ratio_between(TOKENS, "eight", 7.2, 8.8),
     ),
     budgets=_budgets(),
     predicted=predicted,
