@@ -186,10 +186,10 @@ def samples_cost(n: Callable[[str], float | None]) -> Callable[[Setting], Iterat
 
 QUICK = Budget(
     n_seeds=4,
-    n_steps=400,
+    n_steps=2000,
     batch_size=32,
     learning_rates=(1e-2,),
-    sizes={"d_model": 48, "terms": 6, "percent_right": 80, "questions": 64, "samples": 8},
+    sizes={"d_model": 48, "terms": 4, "percent_right": 80, "questions": 64, "samples": 8},
     seconds=4.0,
     setup_seconds=45.0,
 )
@@ -211,7 +211,7 @@ def budgets(**sizes: int) -> dict[str, Budget]:
         "full": replace(
             quick,
             n_seeds=10,
-            n_steps=1000,
+            n_steps=4000,
             sizes={**quick.sizes, "questions": 400, "samples": 16},
             seconds=30.0,
             setup_seconds=120.0,

@@ -85,7 +85,7 @@ EXPERIMENT = Experiment(
         no_worse(ACCURACY, "wait-2", margin=0.05, against="votes-3"),
         worse(ACCURACY, "cut", by=0.05),
     ),
-    budgets=budgets(terms=4, tries=2, percent_right=75),
+    budgets=budgets(tries=2, percent_right=75),
     predicted=unseen,
     setup=students,
 )

@@ -114,7 +114,7 @@ EXPERIMENT = Experiment(
         superior(ACCURACY, "beam-noisy", by=0.05, against="best-of-8-noisy"),
         ratio_between(TOKENS, "beam", 0.0, 1.1),
     ),
-    budgets=budgets(percent_right=65, questions=32),
+    budgets=budgets(terms=6, percent_right=65, questions=32),
     predicted=unseen,
     setup=students,
     means={
