@@ -90,6 +90,9 @@ def preparing(
         n_tokens = context.budget.sizes["tokens"]
         asked = {kind: prompts(kind)[seed % len(prompts(kind))] for kind in KINDS}
         ids = {k: shared.tokenizer.encode_chat(p.messages) for k, p in asked.items()}
+        for kind, prompt in ids.items():
+            if (kind, seed) not in shared.plain:
+                shared.plain[kind, seed] = _plain(shared, prompt, n_tokens)
         is_adaptive = arm.options.get("is_adaptive", False)
         costs = costs_of_model(shared.model) if is_adaptive else None
 
@@ -108,10 +111,7 @@ def preparing(
                 readings += _readings(shared.model, drafter, tally)
                 total.n_drafted += tally.n_drafted
                 total.n_accepted += tally.n_accepted
-                plain = shared.plain.setdefault(
-                    (kind, seed), said if drafter is None else _plain(shared, prompt, n_tokens)
-                )
-                alike.append(said == plain)
+                alike.append(said == shared.plain[kind, seed])
             found["alike"] = sum(alike) / len(alike)
             found["readings"] = readings / found["tokens"]
             # Of none drafted none are accepted.

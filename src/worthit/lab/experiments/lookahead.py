@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from worthit.decode.speculative.drafter import Drafter
 from worthit.decode.speculative.lookahead import Lookahead
-from worthit.lab.claims import at_least, not_better
+from worthit.lab.claims import at_least, not_better, ratio_between
 from worthit.lab.context import Setting
 from worthit.lab.experiment import (
     Arm,
@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
         ALIKE,
     ),
     claims=(
-        at_least(per_pass("edit"), "lookahead", 1.2),
+        ratio_between(per_pass("edit"), "lookahead", 1.2),
         not_better(time_of("edit"), "lookahead"),
         not_better(time_of("chat"), "lookahead"),
         at_least(ALIKE, "lookahead", 0.99),
