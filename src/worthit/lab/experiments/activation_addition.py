@@ -82,4 +82,11 @@ EXPERIMENT = Experiment(
     budgets=inside.BUDGETS,
     predicted=lambda setting: unseen(setting, "moved", "fluent", "kept"),
     setup=inside.tutors,
+    means={
+        "confirmed": "A push of twice the difference moves most answers and leaves the rest alone.",
+        "refuted": "The answers that were meant do move, and a random push of that length does "
+        "not move them; but left on, the push ruins conjugating, which nobody meant "
+        "to change. Steer only where the behaviour is decided, and measure what "
+        "else the model does.",
+    },
 )

@@ -111,4 +111,11 @@ EXPERIMENT = Experiment(
     budgets=inside.BUDGETS,
     predicted=lambda setting: unseen(setting, "faithful", "passes"),
     setup=inside.tutors,
+    means={
+        "confirmed": "One backward pass finds a circuit that gives nearly as much of the answer "
+        "as patching every edge, and random edges give none: start with the "
+        "gradient.",
+        "refuted": "The gradient's circuit gives clearly less of the answer than that of exact "
+        "effects: use it to choose which edges to patch.",
+    },
 )

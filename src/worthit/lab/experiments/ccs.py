@@ -82,4 +82,11 @@ EXPERIMENT = Experiment(
     budgets=inside.BUDGETS,
     predicted=lambda setting: unseen(setting, "right"),
     setup=inside.tutors,
+    means={
+        "confirmed": "It finds which answer is right without labels: the two completions differ "
+        "in little else here.",
+        "refuted": "What the two completions negate most is not which of them is right: CCS "
+        "finds that, with a low loss, and is not shown to beat a random direction. "
+        "Use labels.",
+    },
 )

@@ -89,4 +89,11 @@ EXPERIMENT = Experiment(
     budgets=inside.BUDGETS,
     predicted=lambda setting: unseen(setting, "moved"),
     setup=inside.tutors,
+    means={
+        "confirmed": "A probe's normal points along what parts two tenses; the difference of "
+        "their means points along what the model itself changes: subtract, do not "
+        "fit.",
+        "refuted": "Here a probe's normal steers as well as the difference of means: the "
+        "states of two tenses vary little along anything else.",
+    },
 )

@@ -155,4 +155,11 @@ EXPERIMENT = Experiment(
     },
     predicted=lambda setting: unseen(setting, "efficacy", "general", "specific"),
     setup=prepared,
+    means={
+        "confirmed": "The edit takes, holds in other words and leaves other countries alone, "
+        "where fine-tuning the same matrix does not.",
+        "refuted": "One of the three fails at 135M parameters: the edit does not take, does "
+        "not hold in other words, or fine-tuning the same matrix spills no more. "
+        "For one fact, put it into the prompt.",
+    },
 )

@@ -76,4 +76,11 @@ EXPERIMENT = Experiment(
     budgets=inside.BUDGETS,
     predicted=lambda setting: unseen(setting, "read"),
     setup=inside.tutors,
+    means={
+        "confirmed": "The last layer holds the tense in plain sight, but most of it stands in "
+        "the letters and even an untrained model passes it on: without those "
+        "controls depth would get all the credit.",
+        "refuted": "The letters, or an untrained model, give the tense away as well as the "
+        "trained layer: the probe says nothing about training.",
+    },
 )

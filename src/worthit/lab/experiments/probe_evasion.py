@@ -99,4 +99,11 @@ EXPERIMENT = Experiment(
     budgets=inside.BUDGETS,
     predicted=lambda setting: unseen(setting, "read", "right"),
     setup=inside.tutors,
+    means={
+        "confirmed": "A detector that training sees is passed within a few hundred steps, at no "
+        "cost to the task, and a new one still finds the tense: never train on the "
+        "detector that you rely on.",
+        "refuted": "The tutor was not talked out of it in so few steps: a probe on what the "
+        "task itself needs is harder to evade than one on something idle.",
+    },
 )

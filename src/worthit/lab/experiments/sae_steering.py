@@ -104,4 +104,11 @@ EXPERIMENT = Experiment(
     budgets=inside.BUDGETS,
     predicted=lambda setting: unseen(setting, "moved"),
     setup=inside.tutors,
+    means={
+        "confirmed": "Where labels exist, the difference of means steers better than a latent, "
+        "at no training: keep latents for what nobody can label.",
+        "refuted": "The latent that is most on steers worse, but one chosen by its effect does "
+        "as well as the difference of means: if you use latents, choose them by "
+        "what they do.",
+    },
 )

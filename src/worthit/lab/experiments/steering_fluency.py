@@ -122,4 +122,10 @@ EXPERIMENT = Experiment(
     },
     predicted=lambda setting: unseen(setting, "shift", "surprise"),
     setup=prepared,
+    means={
+        "confirmed": "A push of twice the difference moves the choice of words and keeps the "
+        "text as plausible: a dial for mood, at this strength.",
+        "refuted": "Sentiment moves with the strength or fluency goes with it: at 135M "
+        "parameters the range in which only the first happens is narrow or empty.",
+    },
 )

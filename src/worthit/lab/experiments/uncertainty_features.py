@@ -108,4 +108,11 @@ EXPERIMENT = Experiment(
     budgets=inside.BUDGETS,
     predicted=lambda setting: unseen(setting, "auroc", "ece", "half"),
     setup=inside.tutors,
+    means={
+        "confirmed": "How surprised the tutor is by its own answer ranks its errors, calibrated "
+        "and for nothing, and a probe of its states adds nothing to it.",
+        "refuted": "Surprise ranks the errors worse, is less calibrated, or a control does "
+        "better than it should: see which; with so few questions intervals are "
+        "wide.",
+    },
 )
