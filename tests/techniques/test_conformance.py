@@ -36,7 +36,8 @@ EXPECTED = {
     "activation-checkpointing",
     "alignment": "dpo ipo kto simpo orpo spin rlaif constitutional-ai",
     "merging": "task-arithmetic linear slerp ties dare-ties dare-linear passthrough",
-    "interpretability": "difference-in-means linear-probe ccs sae-steering activation-addition "
+    "interpretability": "sae topk-sae jumprelu-sae gated-sae batchtopk-sae "
+    "difference-in-means linear-probe ccs sae-steering activation-addition "
     "directional-ablation nullspace-projection conceptor activation-patching knowledge-editing "
     "uncertainty-features",
     "reasoning": "best-of-n self-consistency verifier-search budget-forcing",
