@@ -63,12 +63,8 @@ def test_every_tensor_draws_for_itself(family: Family) -> None:
 
 
 def test_the_best_on_validation_is_chosen(family: Family) -> None:
-    states = {
-        name: state
-        for name, state in zip(
-            "abcd", (family.base, family.multi, *family.experts.values()), strict=True
-        )
-    }
+    some = (family.base, family.multi, *family.experts.values())
+    states = dict(zip("abcd", some, strict=True))
     found, options = chosen(family, [{"name": n} for n in states], lambda name: states[name])
     scores = {
         n: sum(by_tense(family, s, "validation")[t] for t in family.experts)
