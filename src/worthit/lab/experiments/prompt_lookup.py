@@ -49,7 +49,7 @@ def predicted(setting: Setting) -> Iterator[Prediction]:
     yield from _drafting.foreseen("prompt-lookup", setting, draft_len=MOST)
 
 
-QUICK = Budget(n_seeds=6, n_rounds=3, sizes={"tokens": 32}, seconds=24.0, setup_seconds=8.0)
+QUICK = Budget(n_seeds=6, n_rounds=1, sizes={"tokens": 32}, seconds=24.0, setup_seconds=8.0)
 EXPERIMENT = Experiment(
     id="prompt-lookup",
     technique="prompt-lookup",
