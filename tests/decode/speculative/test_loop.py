@@ -22,7 +22,7 @@ from worthit.decode.speculative.shallow import SharedExit, until, without
 from worthit.errors import InputError
 from worthit.nn.decoder import Decoder, build
 from worthit.nn.inference import optimize
-from worthit.spec.model import Attention, FeedForward, Layer, ModelSpec
+from worthit.spec.model import Attention, FeedForward, Layer, ModelSpec, Position
 
 N = 24
 REFUSED = {"longrope": "old rotation", "expert choice": "choose among all", "capacity": "choose"}
@@ -111,9 +111,16 @@ def deeper(name: str) -> Decoder:
 def test_layers_that_are_compiled_draft_as_well(kind: str) -> None:
     """Where there is a compiler; elsewhere this is the same as above, laid out otherwise."""
     torch.manual_seed(2)
-    attention = Attention(n_heads=4, n_kv_heads=2, head_dim=16)
-    layer = Layer(mixers=(attention,), ffn=FeedForward(d_ff=96))
-    spec = ModelSpec(name="m", d_model=64, vocab_size=VOCAB, context_len=128, layers=(layer,) * 4)
+    attention = Attention(n_heads=2, n_kv_heads=1, head_dim=32, rotary_dim=32)
+    layer = Layer(mixers=(attention,), ffn=FeedForward(d_ff=128))
+    spec = ModelSpec(
+        name="m",
+        d_model=64,
+        vocab_size=64,
+        context_len=128,
+        layers=(layer,) * 4,
+        position=Position(kind="rope"),
+    )
     model = build(spec).eval()
     for p in model.parameters():
         if p.dim() > 1:
@@ -123,8 +130,8 @@ def test_layers_that_are_compiled_draft_as_well(kind: str) -> None:
     model = optimize(model)
     made = {
         "exit": lambda: SharedExit(model, 2),
-        "skip": lambda: DraftModel(without(model, 1, ids), VOCAB),
-        "until": lambda: DraftModel(until(model, 2), VOCAB),
+        "skip": lambda: DraftModel(without(model, 1, ids), 64),
+        "until": lambda: DraftModel(until(model, 2), 64),
     }[kind]
     got, tally = fast(model, ids, made(), most=3)
     assert got == want
