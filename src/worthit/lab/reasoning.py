@@ -101,6 +101,8 @@ def tutor(n: int, *, seed: int) -> Kind:
     data = task("grammar-tutor")
     assert isinstance(data, grammar_tutor.GrammarTutor)
     examples = random.Random(seed).sample(data.examples["test"], n)
+    # The model's context ends where the longest question and its answer do.
+    longest = max(len(grammar_tutor.encode(example.prompt)) for example in examples)
     return Kind(
         questions=tuple(
             Question(
@@ -111,7 +113,7 @@ def tutor(n: int, *, seed: int) -> Kind:
             for example in examples
         ),
         read_answer=str,
-        max_tokens=16,
+        max_tokens=grammar_tutor.SEQ_LEN - longest,
     )
 
 
