@@ -4,11 +4,11 @@
     question   steps          answer
 
 One character is a token. What is checked of a text is every partial sum and its end, `544` here:
-the last digit alone is guessed one time in ten, and eight guesses are right more often than not. Every
-step, and so every beginning of a text, is exactly right or wrong: what a verifier of the process
-needs, and what real chains of thought have not. A row may hold tries before the last one, each with
-`~` behind it; half of them go wrong in one step. Tries are read and not learned, the last one is: a
-model is taught to do better than what stands before it, and never to go wrong itself.
+the last digit alone is guessed one time in ten, and eight guesses are right more often than not.
+Every step, and so every beginning of a text, is exactly right or wrong: what a verifier of the
+process needs, and what real chains of thought have not. A row may hold tries before the last one,
+each with `~` behind it; half of them go wrong in one step. Tries are read and not learned, the last
+one is: a model is taught to do better than what stands before it, and never to go wrong itself.
 
 Nye et al. 2021, "Show Your Work: Scratchpads for Intermediate Computation with Language Models",
 arXiv:2112.00114, section 3, for the working; the tries are ours.
