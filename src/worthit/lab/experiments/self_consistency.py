@@ -148,6 +148,9 @@ EXPERIMENT = Experiment(
     predicted=predicted,
     setup=pairs,
     means={
+        "refuted": "Not here: there is one way to work such a sum out, greedy decoding takes the "
+        "commonest step each time, and samples at temperature 1 err oftener than a vote of eight "
+        "makes good. The paper's gain is of questions with several ways to one answer.",
         "confirmed": "Worth it for chains of thought whose slips differ; useless for errors that a "
         "model makes every time.",
     },
