@@ -157,6 +157,8 @@ def usual_attention(model: ModelSpec) -> Softmax:
         n_heads=n_heads,
         n_kv_heads=n_heads // USUAL_GROUP if is_grouped else n_heads,
         head_dim=head_dim,
+        # A model without attention gets rotary positions.
+        rotary_dim=head_dim if model.position.kind in ("rope", "nope") else None,
     )
 
 

@@ -89,6 +89,7 @@ def remove(case: Case) -> Case:
             n_kv_heads=mixer.n_heads,
             head_dim=mixer.v_head_dim,
             has_qkv_bias=mixer.has_bias,
+            rotary_dim=mixer.v_head_dim if mixer.qk_rope_head_dim else None,
             is_position_free=mixer.qk_rope_head_dim == 0 and case.model.position.kind == "rope",
         )
 
