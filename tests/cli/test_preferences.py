@@ -63,7 +63,8 @@ def test_a_case_file_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = 'model = "smollm2-135m"\nhardware = "h100"\n[data]\npreferences = "prefs.jsonl"\n'
     case.write_text(text + "label_noise = 0.3\n")
     assert run(["judge", str(case), "--only", "alignment"]) == 0
-    assert "30 %, as the case says (data.label_noise)" in capsys.readouterr().out
+    # Lines break where the folder's name makes them.
+    assert "30 %, as the case says (data.label_noise)" in " ".join(capsys.readouterr().out.split())
     case.write_text(text + "label_nose = 0.3\nis_safety_critical = 1\n")
     (tmp_path / "prefs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n{')
     assert run(["judge", str(case)]) == 2

@@ -90,6 +90,8 @@ def test_embeddings_and_whole_modules(folder: Path) -> None:
     torch.testing.assert_close(found["lm_head.weight"], draw(VOCAB, HIDDEN))
 
 
+# transformers says so of a name that peft still uses.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_against_peft(folder: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
     transformers = pytest.importorskip("transformers")
@@ -101,7 +103,7 @@ def test_against_peft(folder: Path) -> None:
     for name, value in adapted.named_parameters():
         if "lora" in name:
             value.data = draw(*value.shape)
-    adapted.save_pretrained(folder / "adapter")
+    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
     wanted = adapted.merge_and_unload().state_dict()
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-5)

@@ -4,8 +4,8 @@ A direction is a vector `(d,)` at a point of a model (`layers.7.resid_post`). So
 
 | from | what | paper |
 |---|---|---|
-| two kinds of text | mean of one minus mean of the other | Marks & Tegmark 2023, 2310.06824 |
-| labels | the normal of a logistic probe | Alain & Bengio 2016, 1610.01644 |
+| two kinds of text | mean of one minus mean of the other | Marks & Tegmark 2023, arXiv:2310.06824 |
+| labels | the normal of a logistic probe | Alain & Bengio 2016, arXiv:1610.01644 |
 | a latent of an autoencoder | its row of the decoder | Templeton et al. 2024 |
 | nothing | a random one: the control that every other must beat | |
 """

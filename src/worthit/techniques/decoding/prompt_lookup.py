@@ -75,6 +75,9 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     module="worthit.decode.speculative.lookup:PromptLookup",
+    parity=(
+        "plain decoding: text token for token, and the law of drawn text (tests/decode/speculative/test_loop.py)",
+    ),
     experiment="worthit.lab.experiments.prompt_lookup:EXPERIMENT",
     apply=apply,
     is_present=is_present,

@@ -70,6 +70,9 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     module="worthit.decode.speculative.shallow:SharedExit",
+    parity=(
+        "plain decoding: text token for token, and the law of drawn text (tests/decode/speculative/test_loop.py)",
+    ),
     experiment="worthit.lab.experiments.self_speculative:EXPERIMENT",
     apply=apply,
     is_present=is_present,

@@ -53,6 +53,10 @@ TECHNIQUE = Technique(
     relieves=("decode-weights", "decode-cache", "launch-overhead"),
     bottleneck=BOTTLENECK,
     module="worthit.decode.speculative.draft_model:DraftModel",
+    parity=(
+        "plain decoding: text token for token, and the law of drawn text (tests/decode/speculative/test_loop.py)",
+        "the acceptance rule written out, by chi-square on pairs of tokens (tests/decode/speculative/test_accept.py)",
+    ),
     apply=apply,
     experiment="worthit.lab.experiments.speculative_decoding:EXPERIMENT",
     is_present=is_present,

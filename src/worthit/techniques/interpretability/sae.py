@@ -118,7 +118,8 @@ TECHNIQUE = Technique(
     module="worthit.interp.sae.standard:StandardSae",
     parity=(
         "sae_lens training classes: loss and every gradient, live and dead latents, in full and "
-        "at few places (tests/interp/sae/test_kinds.py); folders both ways (test_files.py)",
+        "at few places (tests/interp/sae/test_kinds.py)",
+        "sae_lens: folders, written and read (tests/interp/sae/test_files.py)",
     ),
     experiment="worthit.lab.experiments.sae:EXPERIMENT",
 )
