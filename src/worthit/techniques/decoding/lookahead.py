@@ -66,8 +66,10 @@ TECHNIQUE = Technique(
     bottleneck=BOTTLENECK,
     module="worthit.decode.speculative.lookahead:Lookahead",
     parity=(
-        "plain decoding: text token for token, and the law of drawn text (tests/decode/speculative/test_loop.py)",
-        "a mask written out from the paper's rule: what each slot of the window sees (tests/decode/speculative/test_drafters.py)",
+        "plain decoding: text token for token, and the law of drawn text "
+        "(tests/decode/speculative/test_loop.py)",
+        "a mask written out from the paper's rule: what each slot of the window sees "
+        "(tests/decode/speculative/test_drafters.py)",
     ),
     experiment="worthit.lab.experiments.lookahead:EXPERIMENT",
     apply=apply,

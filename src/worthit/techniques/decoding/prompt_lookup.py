@@ -76,7 +76,8 @@ TECHNIQUE = Technique(
     bottleneck=BOTTLENECK,
     module="worthit.decode.speculative.lookup:PromptLookup",
     parity=(
-        "plain decoding: text token for token, and the law of drawn text (tests/decode/speculative/test_loop.py)",
+        "plain decoding: text token for token, and the law of drawn text "
+        "(tests/decode/speculative/test_loop.py)",
     ),
     experiment="worthit.lab.experiments.prompt_lookup:EXPERIMENT",
     apply=apply,

@@ -71,7 +71,8 @@ TECHNIQUE = Technique(
     bottleneck=BOTTLENECK,
     module="worthit.decode.speculative.shallow:SharedExit",
     parity=(
-        "plain decoding: text token for token, and the law of drawn text (tests/decode/speculative/test_loop.py)",
+        "plain decoding: text token for token, and the law of drawn text "
+        "(tests/decode/speculative/test_loop.py)",
     ),
     experiment="worthit.lab.experiments.self_speculative:EXPERIMENT",
     apply=apply,

@@ -54,8 +54,10 @@ TECHNIQUE = Technique(
     bottleneck=BOTTLENECK,
     module="worthit.decode.speculative.draft_model:DraftModel",
     parity=(
-        "plain decoding: text token for token, and the law of drawn text (tests/decode/speculative/test_loop.py)",
-        "the acceptance rule written out, by chi-square on pairs of tokens (tests/decode/speculative/test_accept.py)",
+        "plain decoding: text token for token, and the law of drawn text "
+        "(tests/decode/speculative/test_loop.py)",
+        "the acceptance rule written out, by chi-square on pairs of tokens "
+        "(tests/decode/speculative/test_accept.py)",
     ),
     apply=apply,
     experiment="worthit.lab.experiments.speculative_decoding:EXPERIMENT",
