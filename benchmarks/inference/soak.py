@@ -39,10 +39,13 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=120.0)
+    # Blocks are memory once they are first written to: a small pool has been so within seconds.
+    parser.add_argument("--cache-mib", type=int, default=128)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     command = "from worthit.cli.main import main; main()"
     arguments = ["serve", options.model, "--port", "0", "--json", "--log", "none"]
+    arguments += ["--cache-mib", str(options.cache_mib)]
     server = subprocess.Popen(
         [sys.executable, "-c", command, *arguments], stdout=subprocess.PIPE, text=True
     )
@@ -127,6 +130,7 @@ def soak(url: str, pid: int, options: argparse.Namespace) -> dict[str, object]:
             "first": memory[0] if memory else None,
             "last": memory[-1] if memory else None,
             "most": max(memory, default=None),
+            "every_10_s": memory[::10],
         },
     }
 
