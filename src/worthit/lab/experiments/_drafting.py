@@ -20,7 +20,7 @@ from worthit.decode.speculative.loop import Tally, speculate
 from worthit.decode.tokenizer import Tokenizer
 from worthit.lab.claims import Metric
 from worthit.lab.context import Context, Setting
-from worthit.lab.experiment import Arm, Prediction
+from worthit.lab.experiment import Arm, Budget, Matched, Prediction
 from worthit.lab.experiments import _smollm2
 from worthit.lab.experiments._smollm2 import foretold, served
 from worthit.lab.metrics import SECONDS
@@ -40,6 +40,20 @@ ACCEPTED = Metric(
 READINGS = Metric(
     id="readings", name="readings of the model's layers a token", scale="ratio", margin=0.05
 )
+
+MATCHED = Matched(
+    what=("nothing",),
+    because="the same prompts, weights and tokens; that the text is the same is checked",
+)
+
+
+def budgets(quick: Budget) -> dict[str, Budget]:
+    """The budgets of an experiment whose quick one is `quick`."""
+    return {
+        "smoke": replace(quick, n_seeds=2, n_rounds=1, sizes={"tokens": 12}, seconds=4.0),
+        "quick": quick,
+        "full": replace(quick, n_rounds=7, sizes={"tokens": 96}, seconds=120.0),
+    }
 
 
 def per_pass(kind: str) -> Metric:

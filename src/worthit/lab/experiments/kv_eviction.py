@@ -9,12 +9,13 @@ dropped it by then.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from worthit.decode.cache.make import CacheConfig, new_cache
 from worthit.decode.cache.policies import Streaming
-from worthit.decode.longcontext import Haystack
+from worthit.decode.longcontext import Haystack, Needle
 from worthit.lab.claims import Metric, at_least, at_most, no_worse, ratio_between, worse
 from worthit.lab.context import Context, Setting
 from worthit.lab.experiment import (
@@ -30,6 +31,7 @@ from worthit.lab.experiment import (
 from worthit.lab.experiments._smollm2 import LOSS, Loaded, foretold, load, read, row, served
 from worthit.lab.metrics import CACHE_BYTES
 from worthit.lab.predict import unseen
+from worthit.nn import Decoder
 from worthit.techniques import technique
 from worthit.techniques.cache.kv_eviction import XIAO_2023
 
@@ -38,19 +40,17 @@ DEPTH = 0.25
 FOUND = Metric(id="found", name="numbers found in the first half", better="higher", margin=0.1)
 
 
+@dataclass(frozen=True)
 class Shared(Loaded):
     """The model, and text to hide numbers in."""
 
-    @property
-    def haystack(self) -> Haystack:
-        """Held-out text by tokens."""
-        return Haystack(self.tokenizer)
+    haystack: Haystack
 
 
 def setup(context: Context) -> Shared:
-    """The model in fp32."""
+    """The model in fp32, and the held-out text by tokens."""
     found = load()
-    return Shared(found.model, found.tokenizer)
+    return Shared(found.model, found.tokenizer, Haystack(found.tokenizer))
 
 
 def config(arm: Arm, budget: Budget) -> CacheConfig:
@@ -60,16 +60,20 @@ def config(arm: Arm, budget: Budget) -> CacheConfig:
 
 
 def run(context: Context, arm: Arm, seed: int) -> Measures:
-    """The loss beyond what is kept, and the share of needles whose first digits are said."""
+    """The loss beyond what is kept, and the share of needles that are said whole."""
     shared, budget = context.shared, context.budget
     n, kept = budget.sizes["tokens"], budget.sizes["kept"]
     ids = row(shared.tokenizer, seed, n)
     rule = config(arm, budget)
     logprobs, nbytes = read(shared.model, ids, rule, CHUNK)
     losses = -logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0]
-    haystack, n_needles = shared.haystack, budget.sizes["needles"]
+    n_needles = budget.sizes["needles"]
     found = [
-        _is_found(shared, rule, haystack.needle(n, DEPTH, n_keys=1, seed=seed * n_needles + i))
+        _is_found(
+            shared.model,
+            rule,
+            shared.haystack.needle(n, DEPTH, n_keys=1, seed=seed * n_needles + i),
+        )
         for i in range(n_needles)
     ]
     return {
@@ -80,16 +84,15 @@ def run(context: Context, arm: Arm, seed: int) -> Measures:
 
 
 @torch.inference_mode()
-def _is_found(shared: Shared, rule: CacheConfig, needle: object) -> bool:
+def _is_found(model: Decoder, rule: CacheConfig, needle: Needle) -> bool:
     """Whether the answer is what greedy decoding says, token for token."""
-    prompt, answer = needle.prompt, needle.answer  # type: ignore[attr-defined]
-    cache = new_cache(shared.model, rule)
-    for piece in torch.tensor([prompt]).split(CHUNK, 1):
-        logits = shared.model(piece, cache=cache, last_only=True)
-    for token in answer:
+    cache = new_cache(model, rule)
+    for piece in torch.tensor([needle.prompt]).split(CHUNK, 1):
+        logits = model(piece, cache=cache, last_only=True)
+    for token in needle.answer:
         if int(logits[0, -1].argmax()) != token:
             return False
-        logits = shared.model(torch.tensor([[token]]), cache=cache, last_only=True)
+        logits = model(torch.tensor([[token]]), cache=cache, last_only=True)
     return True
 
 

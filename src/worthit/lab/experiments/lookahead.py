@@ -6,7 +6,6 @@ On a CPU the arithmetic of those tokens is not free, which is what the method li
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from worthit.decode.speculative.drafter import Drafter
 from worthit.decode.speculative.lookahead import Lookahead
@@ -17,7 +16,6 @@ from worthit.lab.experiment import (
     Budget,
     Expectation,
     Experiment,
-    Matched,
     Prediction,
     Timing,
 )
@@ -25,9 +23,11 @@ from worthit.lab.experiments import _drafting
 from worthit.lab.experiments._drafting import (
     ACCEPTED,
     ALIKE,
+    MATCHED,
     READINGS,
     TOKEN_TIME,
     Drafting,
+    budgets,
     per_pass,
     preparing,
     setup,
@@ -66,10 +66,7 @@ EXPERIMENT = Experiment(
         worth_it=False,
     ),
     how=Timing(prepare=preparing(drafter), per="tokens", n_warmup=0),
-    matched=Matched(
-        what=("nothing",),
-        because="the same prompts, weights and tokens; that the text is the same is checked",
-    ),
+    matched=MATCHED,
     arms=(
         Arm(id="plain", label="one token a pass"),
         Arm(id="lookahead", label="a window of five columns, n-grams of four"),
@@ -91,11 +88,7 @@ EXPERIMENT = Experiment(
         not_better(time_of("chat"), "lookahead"),
         at_least(ALIKE, "lookahead", 0.99),
     ),
-    budgets={
-        "smoke": replace(QUICK, n_seeds=2, n_rounds=1, sizes={"tokens": 12}, seconds=4.0),
-        "quick": QUICK,
-        "full": replace(QUICK, n_rounds=7, sizes={"tokens": 96}, seconds=120.0),
-    },
+    budgets=budgets(QUICK),
     predicted=predicted,
     setup=setup,
     means={

@@ -65,7 +65,7 @@ EXPERIMENT = Experiment(
     setup=setup,
     means={
         "confirmed": "Guessing costs next to nothing, so that little foresight pays already.",
-        "refuted": "Heads that learned for minutes foresee one token in ten or twenty, and a pass "
-        "over several tokens costs more than that saves.",
+        "refuted": "Heads that learned for minutes foresee one token in twenty, and a pass over "
+        "several tokens costs more than that saves.",
     },
 )

@@ -7,7 +7,6 @@ with one that is fixed: the first must not lose where nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from worthit.decode.speculative.drafter import Drafter
 from worthit.decode.speculative.lookup import PromptLookup
@@ -18,7 +17,6 @@ from worthit.lab.experiment import (
     Budget,
     Expectation,
     Experiment,
-    Matched,
     Prediction,
     Timing,
 )
@@ -26,9 +24,11 @@ from worthit.lab.experiments import _drafting
 from worthit.lab.experiments._drafting import (
     ACCEPTED,
     ALIKE,
+    MATCHED,
     READINGS,
     TOKEN_TIME,
     Drafting,
+    budgets,
     per_pass,
     preparing,
     setup,
@@ -64,10 +64,7 @@ EXPERIMENT = Experiment(
         worth_it=True,
     ),
     how=Timing(prepare=preparing(drafter), per="tokens", n_warmup=0),
-    matched=Matched(
-        what=("nothing",),
-        because="the same prompts, weights and tokens; that the text is the same is checked",
-    ),
+    matched=MATCHED,
     arms=(
         Arm(id="plain", label="one token a pass"),
         Arm(id="lookup", label="up to seven looked up", options={"is_adaptive": True}),
@@ -91,11 +88,7 @@ EXPERIMENT = Experiment(
         ratio_between(time_of("chat"), "lookup", 0.0, 1.1),
         at_least(ALIKE, "lookup", 0.99),
     ),
-    budgets={
-        "smoke": replace(QUICK, n_seeds=2, n_rounds=1, sizes={"tokens": 12}, seconds=4.0),
-        "quick": QUICK,
-        "full": replace(QUICK, n_rounds=7, sizes={"tokens": 96}, seconds=120.0),
-    },
+    budgets=budgets(QUICK),
     predicted=predicted,
     setup=setup,
     means={

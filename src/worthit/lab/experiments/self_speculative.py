@@ -7,7 +7,6 @@ eight layers that change their input least, and keeps a cache of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from worthit.decode.speculative.draft_model import DraftModel
 from worthit.decode.speculative.drafter import Drafter
@@ -19,7 +18,6 @@ from worthit.lab.experiment import (
     Budget,
     Expectation,
     Experiment,
-    Matched,
     Prediction,
     Timing,
 )
@@ -27,9 +25,11 @@ from worthit.lab.experiments import _drafting
 from worthit.lab.experiments._drafting import (
     ACCEPTED,
     ALIKE,
+    MATCHED,
     READINGS,
     TOKEN_TIME,
     Drafting,
+    budgets,
     per_pass,
     preparing,
     setup,
@@ -72,10 +72,7 @@ EXPERIMENT = Experiment(
         worth_it=False,
     ),
     how=Timing(prepare=preparing(drafter), per="tokens", n_warmup=0),
-    matched=Matched(
-        what=("nothing",),
-        because="the same prompts, weights and tokens; that the text is the same is checked",
-    ),
+    matched=MATCHED,
     arms=(
         Arm(id="plain", label="one token a pass"),
         Arm(id="exit", label="leaves after 10 of 30 layers"),
@@ -100,11 +97,7 @@ EXPERIMENT = Experiment(
         at_least(ALIKE, "exit", 0.99),
         at_least(ALIKE, "skip", 0.99),
     ),
-    budgets={
-        "smoke": replace(QUICK, n_seeds=2, n_rounds=1, sizes={"tokens": 12}, seconds=4.0),
-        "quick": QUICK,
-        "full": replace(QUICK, n_rounds=7, sizes={"tokens": 96}, seconds=120.0),
-    },
+    budgets=budgets(QUICK),
     predicted=predicted,
     setup=setup,
     means={
