@@ -16,8 +16,9 @@ from typing import Any
 from worthit.cost.bottleneck import TITLES
 from worthit.judge.words import count, three
 from worthit.report import records
+from worthit.scorecard.experiments import experiments
 from worthit.scorecard.results import newest
-from worthit.scorecard.table import scorecard
+from worthit.scorecard.table import experiment_id, scorecard
 from worthit.spec.hf import known_model_types
 from worthit.techniques import UNSEEN, Source, Technique, catalogue
 
@@ -150,7 +151,7 @@ def technique_page(t: Technique) -> str:
     if t.module:
         lines += _in_code(t.module, t.parity)
     if t.experiment:
-        lines += _experiment(t)
+        lines += _experiments(t)
     lines += [
         "## Ask about your case",
         "",
@@ -198,7 +199,8 @@ def scorecard_page() -> str:
         lines += [f"## {family}", ""]
         measured = [row for row in rows if row["state"] is not None]
         if measured:
-            lines += [*_table(heads, [_scorecard_row(row) for row in measured]), ""]
+            shown = [_scorecard_row(one) for row in measured for one in (row, *row["others"])]
+            lines += [*_table(heads, shown), ""]
         waiting = [row["technique"] for row in rows if row["state"] is None]
         if waiting:
             lines += [f"Not measured yet: {', '.join(waiting)}.", ""]
@@ -214,10 +216,10 @@ How an experiment is made and read: [lab.md](lab.md).
 
 
 def _scorecard_row(row: dict[str, Any]) -> list[str]:
-    name = row["technique"]
+    name, ident = row["technique"], row["experiment"]
     agreement = f" ({row['agreement']} agree)" if row["agreement"] else ""
     return [
-        f"[{name}](techniques/{name}.md)",
+        f"[{name}](techniques/{name}.md)" + ("" if ident == name else f": {ident}"),
         f"**{row['state']}**: {row['expected']['statement']}",
         "; ".join(row["predicted"]) + agreement,
         "<br>".join(row["measured"]),
@@ -324,17 +326,27 @@ def _in_code(module: str, parity: Sequence[str]) -> Iterator[str]:
         yield ""
 
 
-def _experiment(t: Technique) -> Iterator[str]:
-    """What would settle it, and what did where it was run."""
-    assert t.experiment is not None
-    file = source_of(t.experiment)
-    yield from ("## Experiment", "", f"[{file}](../../{file}):", "")
-    yield from ("```console", f"$ worthit measure {t.id}", "```", "")
-    found = newest([file.rpartition("/")[2].removesuffix(".py").replace("_", "-")], with_own=False)
-    for result in found.values():
-        yield from (f"Expected: {result['expectation']['statement']} **{result['state']}**", "")
-        yield from (f"- {line}" for line in result["verdict"])
-        yield from ("", f"{result['means']} See the [scorecard](../scorecard.md).", "")
+def _experiments(t: Technique) -> Iterator[str]:
+    """What would settle it, and what did where it was run; the technique's own first."""
+    own = experiment_id(t)
+    assert own is not None
+    others = [e.id for e in experiments().values() if e.technique == t.id and e.id != own]
+    yield from ("## Experiments" if others else "## Experiment", "")
+    results = newest([own, *others], with_own=False)
+    for ident in (own, *others):
+        if ident != own:
+            yield from (f"### {ident}", "", experiments()[ident].title, "")
+        file = source_of(f"worthit.lab.experiments.{ident.replace('-', '_')}")
+        yield from (f"[{file}](../../{file}):", "")
+        yield from ("```console", f"$ worthit measure {t.id if ident == own else ident}", "```", "")
+        if ident in results:
+            yield from _found(results[ident])
+
+
+def _found(result: dict[str, Any]) -> Iterator[str]:
+    yield from (f"Expected: {result['expectation']['statement']} **{result['state']}**", "")
+    yield from (f"- {line}" for line in result["verdict"])
+    yield from ("", f"{result['means']} See the [scorecard](../scorecard.md).", "")
 
 
 def _linked(match: re.Match[str]) -> str:

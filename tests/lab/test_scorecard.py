@@ -56,6 +56,26 @@ def test_own_runs_stand_beside_committed_ones(home: Path) -> None:
     assert mine["origin"] == "yours"
 
 
+def test_further_experiments_of_a_technique_stand_below_its_own(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = replace(FAKE, id="topk-moe", technique="topk-moe")
+    further = replace(FAKE, id="topk-moe-elsewhere", technique="topk-moe")
+    measure(further, out=home, is_quiet=True)
+    mine = next(row for row in scorecard()["rows"] if row["technique"] == "topk-moe")
+    assert (mine["experiment"], mine["others"]) == ("topk-moe-elsewhere", [])
+    measure(own, out=home, is_quiet=True)
+    record = scorecard()
+    mine = next(row for row in record["rows"] if row["technique"] == "topk-moe")
+    assert mine["experiment"] == "topk-moe"
+    assert [other["experiment"] for other in mine["others"]] == ["topk-moe-elsewhere"]
+    assert record["n_measured"] == 1
+    page = tmp_path / "s.html"
+    assert run(["scorecard", "--html", str(page)]) == 0
+    assert "topk-moe by topk-moe-elsewhere  confirmed" in capsys.readouterr().out
+    assert "<b>topk-moe</b>: topk-moe-elsewhere" in page.read_text()
+
+
 def test_what_is_committed_names_no_folder(home: Path) -> None:
     results.save(measure(FAKE, out=home, is_quiet=True))
     text = (results.HOME / "fake.json").read_text()

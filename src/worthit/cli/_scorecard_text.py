@@ -20,8 +20,9 @@ def scorecard_lines(record: Record, terminal: Terminal) -> Iterator[str]:
     for family, rows in families.items():
         yield terminal.paint(family, "bold", "cyan")
         for row in rows:
-            if row["state"] is not None:
-                yield from _measured(row, terminal)
+            for one in (row, *row["others"]):
+                if one["state"] is not None:
+                    yield from _measured(one, terminal)
         waiting = [row["technique"] for row in rows if row["state"] is None]
         if waiting:
             yield from _hanging("not measured yet: " + ", ".join(waiting), terminal)
@@ -35,7 +36,9 @@ def scorecard_lines(record: Record, terminal: Terminal) -> Iterator[str]:
 
 def _measured(row: Record, terminal: Terminal) -> Iterator[str]:
     state = terminal.paint(row["state"], *STYLES[row["state"]])
-    yield f"  {terminal.paint(row['technique'], 'bold')}  {state}"
+    name, ident = row["technique"], row["experiment"]
+    by = "" if ident == name else f" by {ident}"
+    yield f"  {terminal.paint(name, 'bold')}{by}  {state}"
     if row["claimed"]:
         first = row["claimed"][0]
         yield from labelled(

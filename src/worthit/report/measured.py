@@ -294,7 +294,9 @@ def scorecard_page(record: Record) -> str:
         pieces.section(
             family,
             family,
-            pieces.table(heads, [_row(row) for row in rows], label=family),
+            pieces.table(
+                heads, [_row(one) for row in rows for one in (row, *row["others"])], label=family
+            ),
         )
         for family, rows in families.items()
     ]
@@ -320,8 +322,9 @@ def _row(row: Record) -> tuple[str, ...]:
     said = "" if claimed is None else f"{claimed['claim']} ({claimed['source']})"
     on = "" if row["state"] is None else f"{row['hardware']}, {row['date']}, {row['budget']}"
     origin = " (your run)" if row["origin"] == "yours" else ""
+    name, ident = row["technique"], row["experiment"]
     return (
-        f"<b>{escape(row['technique'])}</b>",
+        f"<b>{escape(name)}</b>" + (f": {escape(ident)}" if ident not in (None, name) else ""),
         _state(row["state"] or "not yet"),
         escape(said),
         "<br>".join(map(escape, row["predicted"])),

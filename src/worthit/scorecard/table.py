@@ -14,15 +14,18 @@ NOT_YET = "not measured yet"
 
 
 def scorecard(home: Path | None = None, *, with_own: bool = True) -> Record:
-    """One row a technique, measured or not; see `worthit.scorecard.results.newest`."""
+    """One row a technique, measured or not; see `worthit.scorecard.results.newest`.
+
+    `others` of a row are the rows of the technique's further experiments that were measured.
+    """
     found = newest(home=home, with_own=with_own)
     rows = []
     for t in catalogue().values():
         ident = experiment_id(t)
         mine = [r for name, r in found.items() if r["technique"] == t.id or name == ident]
-        rows.append(
-            row(t, max(mine, key=lambda r: (r["experiment"] == ident, r["date"]), default=None))
-        )
+        mine.sort(key=lambda r: (r["experiment"] == ident, r["date"]), reverse=True)
+        first, *others = [row(t, result) for result in mine or (None,)]
+        rows.append(first | {"others": others})
     states = [r["state"] for r in rows]
     return {
         "schema": "worthit.scorecard/1",
