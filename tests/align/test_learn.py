@@ -347,6 +347,76 @@ def test_ppo_raises_the_reward_and_its_values_learn() -> None:
     assert len(rollouts.seen) == 12
 
 
+def from_rewards(kind: str, **changed: Any) -> tuple[Any, Rollouts, Any]:
+    """A model with what it learns from, by a method that compares with a reference."""
+    m = model()
+    method: Any = PPO(beta=0.01) if kind == "ppo" else GRPO(group=4, beta=0.02, **changed)
+    whole = WithValue(m) if kind == "ppo" else m
+    rollouts = Rollouts(
+        "words",
+        whole,
+        [p.prompt for p in pairs()],
+        is_even,
+        method,
+        max_tokens=4,
+        stop_ids=(END,),
+        frozen=frozen_copy(m),
+        n_updates=2,
+    )
+    loss = ActorCriticLoss(method) if kind == "ppo" else GroupLoss(method, max_tokens=4)
+    return whole, rollouts, loss
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@pytest.mark.parametrize("stop", [6, 7])
+def test_rewards_that_were_stopped_end_as_if_they_had_not(
+    tmp_path: Path, kind: str, stop: int
+) -> None:
+    """Between two answers to the prompts, and between two updates on the same answers."""
+
+    def run(folder: Path, stop: int | None = None) -> tuple[Any, Rollouts]:
+        m, rollouts, loss = from_rewards(kind)
+        often = recipe(10, batch_size=8, lr=3e-3, eval_every=0, checkpoint_every_s=1e-9)
+        progress = None if stop is None else stop_at(stop)
+        train(m, rollouts, often, seed=3, folder=folder, loss=loss, progress=progress)
+        return m, rollouts
+
+    whole, seen = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "half", stop=stop)
+    resumed, seen_again = run(tmp_path / "half")
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert seen.seen == seen_again.seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("ppo", {}),
+        ("grpo", {"normaliser": "tokens"}),
+        ("grpo", {"normaliser": "sequence"}),
+        ("grpo", {"normaliser": "constant"}),
+    ],
+)
+def test_accumulated_answers_give_the_gradient_of_all_at_once(
+    kind: str, changed: dict[str, Any]
+) -> None:
+    m, rollouts, loss = from_rewards(kind, **changed)
+    batch = rollouts.batch(torch.Generator().manual_seed(0), 16)
+    lengths = (batch.targets >= 0).sum(dim=1)
+    assert len(set(lengths.tolist())) > 1, "answers as long as each other tell nothing apart"
+    loss(m, batch).backward()
+    whole = [p.grad.clone() for p in m.parameters() if p.grad is not None]
+    assert any(bool(g.abs().max() > 0) for g in whole)
+    m.zero_grad()
+    for part, share in parts(batch, 4):
+        (loss(m, part) * share).backward()
+    again = [p.grad for p in m.parameters() if p.grad is not None]
+    for a, b in zip(whole, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_a_group_must_divide_the_batch() -> None:
     m = model()
     rollouts = Rollouts(

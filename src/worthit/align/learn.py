@@ -11,7 +11,7 @@ chosen and the rejected completions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from worthit.align.reward import RewardLoss, RewardModel
 from worthit.align.scores import Scored, score
 from worthit.errors import InputError
 from worthit.train import History, Progress, Recipe, mean_loss, next_token_loss, train
-from worthit.train.objective import device_of
+from worthit.train.batch import Data
+from worthit.train.objective import Evaluate, Loss, device_of
 
 # What preference learning usually takes: short, flat, without decay, and clipped.
 DEFAULTS: dict[str, Any] = {
@@ -93,18 +94,8 @@ def learn_pairs(
         found = displacement(model, data.held_out())
         return {} if found is None else found.scores()
 
-    history = train(
-        model,
-        data,
-        recipe,
-        seed=seed,
-        folder=folder,
-        loss=PairLoss(method),
-        evaluate=evaluate,
-        progress=progress,
-    )
-    model.eval()
-    return Learned(history, before, displacement(model, data.held_out()), history.scores)
+    learned = _learned(model, data, recipe, PairLoss(method), evaluate, seed, folder, progress)
+    return replace(learned, before=before, after=displacement(model, data.held_out()))
 
 
 def learn_ratings(
@@ -126,17 +117,7 @@ def learn_ratings(
         scores: dict[str, float] = rating_scores(model, data)
         return scores
 
-    history = train(
-        model,
-        data,
-        recipe,
-        seed=seed,
-        folder=folder,
-        loss=RatedLoss(method),
-        evaluate=evaluate,
-        progress=progress,
-    )
-    return Learned(history, scores=history.scores)
+    return _learned(model, data, recipe, RatedLoss(method), evaluate, seed, folder, progress)
 
 
 def learn_demonstrations(
@@ -155,17 +136,7 @@ def learn_demonstrations(
         held_out = list(data.held_out())
         return {"loss": mean_loss(model, held_out)} if held_out else {}
 
-    history = train(
-        model,
-        data,
-        recipe,
-        seed=seed,
-        folder=folder,
-        loss=next_token_loss,
-        evaluate=evaluate,
-        progress=progress,
-    )
-    return Learned(history, scores=history.scores)
+    return _learned(model, data, recipe, next_token_loss, evaluate, seed, folder, progress)
 
 
 def learn_rewards(
@@ -197,13 +168,27 @@ def learn_rewards(
             "offset": float(torch.cat(offsets).mean()),
         }
 
+    return _learned(model, data, recipe, RewardLoss(centring), evaluate, seed, folder, progress)
+
+
+def _learned(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    loss: Loss,
+    evaluate: Evaluate,
+    seed: int,
+    folder: Path | None,
+    progress: Progress | None,
+) -> Learned:
+    """What all of them end in."""
     history = train(
         model,
         data,
         recipe,
         seed=seed,
         folder=folder,
-        loss=RewardLoss(centring),
+        loss=loss,
         evaluate=evaluate,
         progress=progress,
     )

@@ -7,9 +7,9 @@ loop, its checkpoints and its resumption stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class Rollout(Batch):
             learns, at its first step on them.
         reference: the same under the reference; None where nothing reads it.
         values, returns: of PPO.
+        is_by_answer: whether the loss is a mean over answers rather than over tokens.
     """
 
     rewards: Tensor | None = None
@@ -57,6 +58,12 @@ class Rollout(Batch):
     reference: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None
+    is_by_answer: bool = False
+
+    @property
+    def weight(self) -> int:
+        """How many things the loss is the mean of."""
+        return len(self.input_ids) if self.is_by_answer else super().weight
 
     def to(self, device: torch.device) -> Self:
         """Itself: answers are made where the model is."""
@@ -64,8 +71,15 @@ class Rollout(Batch):
         return self
 
     def part(self, i: int, n: int) -> Self:
-        """Raises where there is more than one: a group is compared as a whole."""
-        raise InputError("n_accumulate: answers to a prompt are compared in one pass; set it to 1")
+        """The `i`-th of `n` parts: answers were compared when they were rewarded."""
+        each = len(self.input_ids) // n
+        rows = slice(i * each, (i + 1) * each)
+        return replace(self, **{name: tensor[rows] for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is, by name; every first axis is that of the answers."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
 
 class Rollouts:
@@ -108,7 +122,8 @@ class Rollouts:
         self.n_updates = n_updates
         self.vocab_size = self.decoder.spec.vocab_size
         self.seq_len = max(map(len, prompts)) + max_tokens
-        # Of every batch that was answered in this process: rewards, lengths, dead groups.
+        self.is_by_answer = isinstance(method, GRPO) and method.normaliser != "tokens"
+        # Of every batch that was answered: rewards, lengths, dead groups.
         self.seen: list[dict[str, float]] = []
         self._current: Rollout | None = None
         self._n_used = 0
@@ -123,6 +138,21 @@ class Rollouts:
     def held_out(self, split: str = "validation") -> Iterator[Batch]:
         """Nothing: what is held out is asked by `asked`."""
         return iter(())
+
+    def memory(self) -> dict[str, Any]:
+        """What the next batch depends on beside the generator: answers not yet used up."""
+        is_open = self._n_used < self.n_updates
+        current = self._current.tensors() if self._current is not None and is_open else None
+        return {"current": current, "n_used": self._n_used, "seen": self.seen}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Take `memory` back."""
+        device = device_of(self.model)
+        current = memory["current"]
+        if current is not None:
+            there = {name: tensor.to(device) for name, tensor in current.items()}
+            self._current = Rollout(**there, is_by_answer=self.is_by_answer)
+        self._n_used, self.seen = memory["n_used"], list(memory["seen"])
 
     def _answered(self, generator: torch.Generator, size: int) -> Rollout:
         group = self.method.group if isinstance(self.method, GRPO) else 1
@@ -178,6 +208,7 @@ class Rollouts:
             advantages=advantages,
             old=old,
             reference=reference,
+            is_by_answer=self.is_by_answer,
         )
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from worthit.align.sequences import Demonstration, Ids, Pair, Rated
 from worthit.decode.tokenizer import Tokenizer
 from worthit.errors import InputError
-from worthit.spec.preferences import Example, Preferences, Turns
+from worthit.spec.preferences import Example, Message, Preferences, Turns
 
 # As many lines are named in a message.
 N_NAMED = 5
@@ -55,7 +55,7 @@ def encode(data: Preferences, tokenizer: Tokenizer, *, max_length: int) -> Encod
 
     Raises:
         InputError: a tokenizer that knows no end, messages without a template to lay them out,
-            an answer of several turns, or nothing that is short enough.
+            answers of several turns that it cannot lay out, or nothing that is short enough.
     """
     if not tokenizer.stop_ids:
         raise InputError(
@@ -95,7 +95,7 @@ def prompt_ids(prompt: Turns, tokenizer: Tokenizer) -> Ids:
             "use a model that is for chat"
         )
     else:
-        ids = tokenizer.encode_chat([{"role": m.role, "content": m.content} for m in prompt])
+        ids = tokenizer.encode_chat(_plain(prompt))
     return tuple(ids) or (tokenizer.stop_ids[0],)
 
 
@@ -106,11 +106,37 @@ def answer_ids(answer: Turns, tokenizer: Tokenizer, example: Example) -> Ids:
     elif len(answer) == 1:
         text = answer[0].content
     else:
-        raise InputError(
-            f"line {example.line}: an answer of {len(answer)} turns; align learns the last turn "
-            "alone, so put what comes before it into the prompt"
-        )
+        return _turns_ids(answer, tokenizer, example)
     return (*tokenizer.encode(text, has_special=False), tokenizer.stop_ids[0])
+
+
+def _turns_ids(answer: tuple[Message, ...], tokenizer: Tokenizer, example: Example) -> Ids:
+    """What follows a prompt where the conversation goes on, up to the end of the last turn.
+
+    Every token of it counts, those of the user between two answers too, as in TRL.
+    """
+    assert not isinstance(example.prompt, str)
+    if answer[0].role != "assistant":
+        raise InputError(
+            f"line {example.line}: answers part at a turn of the {answer[0].role}, and a model "
+            "learns what the assistant says; let them part where it speaks"
+        )
+    before = tokenizer.render_chat(_plain(example.prompt))
+    after = tokenizer.render_chat(_plain((*example.prompt, *answer)), is_answered=True)
+    if not after.startswith(before):
+        raise InputError(
+            f"line {example.line}: the chat template lays out what was asked otherwise once more "
+            "follows, so that an answer of several turns has no beginning; put all turns but the "
+            "last into the prompt"
+        )
+    ids = tokenizer.encode(after[len(before) :], has_special=False)
+    # Templates may write a line end after the token that ends a turn; no model is to say that.
+    ends = [i for i, token in enumerate(ids) if token in tokenizer.stop_ids]
+    return (*ids[: ends[-1] + 1],) if ends else (*ids, tokenizer.stop_ids[0])
+
+
+def _plain(turns: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in turns]
 
 
 def texts(prompts: Iterable[Turns]) -> list[str]:

@@ -74,13 +74,18 @@ class Tokenizer:
         return self.encode(self.render_chat(messages, tools=tools), has_special=False)
 
     def render_chat(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        is_answered: bool = False,
     ) -> str:
         """A conversation in the model's own format, up to where the model answers.
 
         Args:
             messages: each with `role` (`system`, `user`, `assistant`) and `content`.
             tools: descriptions of functions, for templates that know what to do with them.
+            is_answered: whether the last message is the model's answer, and nothing follows.
 
         Raises:
             InputError: no template, or one that refuses these messages.
@@ -96,7 +101,7 @@ class Tokenizer:
                 .render(
                     messages=list(messages),
                     tools=None if tools is None else list(tools),
-                    add_generation_prompt=True,
+                    add_generation_prompt=not is_answered,
                     **self.special,
                 )
             )

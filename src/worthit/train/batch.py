@@ -6,9 +6,9 @@ and evaluation know nothing else about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -70,4 +70,17 @@ class Data(Protocol):
         `validation` is what choices are made on (learning rates, early stops), `test` what is
         reported. The same at every call.
         """
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A task whose next batch depends on more than the generator: kept with a run's checkpoints."""
+
+    def memory(self) -> Mapping[str, Any]:
+        """What it depends on: mappings and lists of tensors and JSON values."""
+        ...
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Take `memory` back."""
         ...

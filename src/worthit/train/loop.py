@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from worthit.train.average import Average
-from worthit.train.batch import Batch, Data
+from worthit.train.batch import Batch, Data, Remembering
 from worthit.train.history import History
 from worthit.train.interrupt import interrupts_wait
 from worthit.train.journal import Diverged, Journal
@@ -80,6 +80,8 @@ def train(
         torch.manual_seed(seed_for("passes", seed))
         if journal.saved is not None:
             run.restore(journal.saved)
+            if isinstance(data, Remembering):
+                data.remember(journal.saved["data"])
         pace = Pace(journal.step, recipe.n_steps)
         model.train()
         while journal.step < recipe.n_steps:
@@ -95,7 +97,8 @@ def train(
             progress(pace.after(journal.step, loss=value, lr=lr, n_tokens=n_tokens, seeds=(seed,)))
             is_stopping = is_interrupted()
             if journal.is_due or is_stopping:
-                journal.save(run.state())
+                memory = data.memory() if isinstance(data, Remembering) else {}
+                journal.save({**run.state(), "data": memory})
             if is_stopping:
                 raise KeyboardInterrupt
     run.average.settle()
