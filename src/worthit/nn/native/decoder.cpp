@@ -35,6 +35,7 @@ constexpr int GROUP = 32;   // columns whose inputs are also summed, for the zer
 constexpr int WIDEN_FROM = 17;  // rows from which a tile's codes are unpacked only once
 constexpr int FEW = 4;      // queries of a block for which keys stand in the lanes, not they
 constexpr int KEYS = 32;    // keys between two corrections of the running maximum
+constexpr int AHEAD = 4096; // bytes of a matrix that are fetched before they are multiplied
 
 enum Kind : int32_t { FP32, BF16, INT4, INT8 };
 
@@ -93,6 +94,12 @@ inline __m512 widened(__m256i x) {
 
 inline __m256i narrowed(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
+// Have a line of a matrix brought near: with several rows a line takes longer to multiply than the
+// processor looks ahead by itself, and its own guesses end with every page. One row needs no help.
+inline void fetch(const void* at) {
+  _mm_prefetch(static_cast<const char*>(at) + AHEAD, _MM_HINT_T0);
+}
+
 inline __m512bh pair_at(const bf16* a) {
   return (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int32_t*>(a));
 }
@@ -148,6 +155,7 @@ inline void tile_fp32(const Matrix& w, int tile, const Inputs& in, int row, __m5
     for (auto& one : chains) one = _mm512_setzero_ps();
   for (int c = 0; c < w.cols; c += CHAINS)
     for (int k = 0; k < CHAINS; k++) {
+      if (N > 1) fetch(codes + int64_t(c + k) * LANES);
       const __m512 v = _mm512_loadu_ps(codes + int64_t(c + k) * LANES);
       for (int m = 0; m < N; m++)
         sum[m][k] = _mm512_fmadd_ps(v, _mm512_set1_ps(a[int64_t(m) * w.cols + c + k]), sum[m][k]);
@@ -164,6 +172,7 @@ inline void tile_bf16(const Matrix& w, int tile, const Inputs& in, int row, __m5
     for (auto& one : chains) one = _mm512_setzero_ps();
   for (int c = 0; c < w.cols; c += 2 * CHAINS)
     for (int k = 0; k < CHAINS; k++) {
+      if (N > 1) fetch(codes + int64_t(c + 2 * k) * LANES);
       const __m512bh v = (__m512bh)_mm512_loadu_si512(codes + int64_t(c + 2 * k) * LANES);
       for (int m = 0; m < N; m++)
         sum[m][k] = _mm512_dpbf16_ps(sum[m][k], v, pair_at(a + int64_t(m) * w.cols + c + 2 * k));
@@ -190,12 +199,14 @@ inline void tile_int8(const Matrix& w, int tile, const Inputs& in, int row, __m5
     __m512 sum[N][CHAINS];
     for (auto& chains : sum)
       for (auto& one : chains) one = _mm512_setzero_ps();
-    for (int c = g * w.group; c < (g + 1) * w.group; c += 2 * CHAINS)
+    for (int c = g * w.group; c < (g + 1) * w.group; c += 2 * CHAINS) {
+      if (N > 1) fetch(codes + int64_t(c) * LANES);
       for (int k = 0; k < CHAINS; k++) {
         const __m512bh v = pair_of_int8(codes + int64_t(c + 2 * k) * LANES);
         for (int m = 0; m < N; m++)
           sum[m][k] = _mm512_dpbf16_ps(sum[m][k], v, pair_at(a + int64_t(m) * w.cols + c + 2 * k));
       }
+    }
     const __m512 scale =
         widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + g * LANES)));
     for (int m = 0; m < N; m++)
@@ -237,6 +248,7 @@ inline void tile_int4(const Matrix& w, int tile, const Inputs& in, int row, __m5
     const bf16* of_group = a + g * GROUP;
 #pragma GCC unroll 4
     for (int q = 0; q < 4; q++) {
+      if (N > 1) fetch(codes + (int64_t(g) * 4 + q) * 64);
       const __m512i words = _mm512_loadu_si512(codes + (int64_t(g) * 4 + q) * 64);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
