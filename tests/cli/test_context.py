@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from decode.tiny import checkpoint
 
+from worthit.cli.context import Work
 from worthit.cli.main import run
 from worthit.decode import longcontext as lc
 
@@ -50,7 +52,18 @@ def test_arms_beside_one_another(
     out = capsys.readouterr().out
     figure = tmp_path / "loss.svg"
     assert run([*line[:-1], str(figure)]) == 0
-    assert 'xmlns="http://www.w3.org/2000/svg"' in figure.read_text(encoding="utf-8")
+    drawn = figure.read_text(encoding="utf-8")
+    assert 'xmlns="http://www.w3.org/2000/svg"' in drawn
+    assert "needles found" in drawn
+    assert "loss, nats" in drawn
+    tables = tmp_path / "context.md"
+    assert run([*line[:-1], str(tables)]) == 0
+    written = tables.read_text(encoding="utf-8").splitlines()
+    assert written[0] == "| tokens | nominal | by needle | by loss |"
+    assert written[3].startswith("| yarn:2 | 1,200 | 0 |")
+    assert "| needles found | 512 | 700 |" in written
+    assert "| as it is | 0 of 1 | 0 of 1 |" in written
+    assert "| perplexity of tokens up to | 256 | 512 | 699 |" in written
     capsys.readouterr()
     assert "as it is: nominal 600 tokens" in out
     assert "rope yarn:2: nominal 1200 tokens" in out
@@ -92,6 +105,21 @@ def test_an_interrupted_run_goes_on(
     capsys.readouterr()
     assert run([*line, "--seed", "1"]) == 2
     assert "has another setup" in capsys.readouterr().err
+
+
+def test_what_is_left_is_counted_by_tokens_and_corrected_by_what_was_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    setup = lc.Setup(lengths=(1000, 2000), depths=(0.5,), n_rows=1)
+    arms: dict[str, Any] = {"none": {"needle": [{}]}}
+    work = Work(lc.Pace(1e-3, 0.0), setup, arms, ("none", "yarn:2"))
+    # 2,000 and a row of as many of the first arm, all 5,000 of the second.
+    assert work.left_s() == pytest.approx(9.0)
+    arms["none"] = {"needle": [{}, {}], "positions": [{"rows": [1.0]}]}
+    now[0] = 8.0  # twice as long as foretold
+    assert work.left_s() == pytest.approx(10.0)
 
 
 BAD: dict[str, tuple[list[str], int, str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,44 @@ def test_what_was_measured_is_not_measured_again(
     )
 
 
+def test_rows_are_measured_one_by_one(
+    folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = worthit.load_model(folder)
+    setup = lc.Setup(lengths=(512,), repeats=0, n_rows=3, row_length=600)
+    assert setup.passes == [600, 600, 600]
+    kept: list[dict[str, Any]] = []
+    whole = lc.measure(
+        model, tokenizer, setup, on_cell=lambda m: kept.append(json.loads(json.dumps(vars(m))))
+    )
+    assert [len(done["positions"][0]["rows"]) for done in kept] == [1, 2, 3]
+    # All at once they are the same.
+    at_once = lc.buckets(losses(model, lc.long_rows(tokenizer, 3, 600)))
+    for got, want in zip(whole.positions, at_once, strict=True):
+        assert (got["start"], got["end"]) == (want.start, want.end)
+        assert got["rows"] == pytest.approx(want.rows)
+        assert (got["loss"], got["stderr"]) == pytest.approx((want.loss, want.stderr))
+    calls: list[Tensor] = []
+    monkeypatch.setattr(lc, "losses", lambda *a: calls.append(a[1]) or losses(*a))
+    again = lc.measure(model, tokenizer, setup, known=lc.Measured(**kept[0]))
+    assert len(calls) == 2
+    assert again.record(1024) == whole.record(1024)
+
+
+def test_the_time_of_long_passes_follows_from_short_ones(folder: Path) -> None:
+    model = worthit.load_model(folder)
+    law = lc.Pace(2e-3, 3e-6)
+    now, ticks = 0.0, []
+    for n in (256, 256, 1024):
+        ticks += [now, now + law.of(n)]
+        now += 100.0
+    found = lc.pace(model, 4096, clock=iter(ticks).__next__)
+    assert (found.a, found.b) == pytest.approx((law.a, law.b))
+    assert found.of(10_000) == pytest.approx(2e-3 * 1e4 + 3e-6 * 1e8)
+    # Nothing to tell the two terms apart by: all is the first.
+    assert lc.pace(model, 256, clock=iter([0, 1, 1, 3, 3, 5.0]).__next__) == lc.Pace(2 / 256, 0.0)
+
+
 BAD = {
     "short": ({"lengths": (100,)}, "lengths: each must be at least 512"),
     "none": ({"lengths": ()}, "lengths: each must be"),
@@ -167,6 +206,7 @@ BAD = {
     "keys": ({"n_keys": 9}, "keys: must be from 1 to 8, got 9"),
     "repeats": ({"repeats": -1}, "repeats: must be 0 or more"),
     "rows": ({"n_rows": -1}, "rows: must be 0 or more"),
+    "row length": ({"row_length": 100}, "row length: must be at least 512, got 100"),
 }
 
 

@@ -18,13 +18,18 @@ class Progress:
         self.what = ""
         self.started = self.said = 0.0
 
-    def __call__(self, what: str, done: int, of: int) -> None:
-        """Say it: on a terminal each time, elsewhere seldom."""
+    def __call__(self, what: str, done: int, of: int, left_s: float | None = None) -> None:
+        """Say it: on a terminal each time, elsewhere seldom.
+
+        Args:
+            left_s: seconds that the rest takes, where its pieces are not alike.
+        """
         now = time.monotonic()
         if what != self.what:
             self.what, self.started, self.said = what, now, now
         is_tty = sys.stderr.isatty()
         rest = (now - self.started) / done * (of - done) if done > 1 else None
+        rest = rest if left_s is None else left_s
         left = "" if rest is None else f", {time_text(rest)} left"
         text = f"{what}: {done} of {of}{left}"
         if is_tty:

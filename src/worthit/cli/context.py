@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from worthit.cli._progress import Progress, time_text
 from worthit.errors import InputError, MissingCapability
 
 if TYPE_CHECKING:
-    from worthit.decode.longcontext import Setup
+    from worthit.decode.longcontext import Measured, Pace, Setup
 
 # The shortest prompt, and the longest unless longer ones are asked for: minutes on two cores.
 FIRST, LAST = 512, 8192
@@ -40,6 +41,9 @@ PLAIN = "none"
 @click.option("--repeats", type=int, default=1, show_default=True, help="Needles a depth.")
 @click.option("--keys", type=int, default=1, show_default=True, help="Numbers, one asked for.")
 @click.option("--rows", type=int, default=2, show_default=True, help="Files for the loss.")
+@click.option(
+    "--row-length", type=Size(), metavar="N", help="Of each; default: the longest of the prompts."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of text and numbers.")
 @click.option(
     "--dtype",
@@ -51,7 +55,7 @@ PLAIN = "none"
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Keep what is measured here, and go on from it."
 )
-@click.option("--html", "page", metavar="FILE", help="Also write a page; or .svg.")
+@click.option("--html", "page", metavar="FILE", help="Also write a page; or .svg, or .md.")
 @click.option("--json", "is_json", is_flag=True, help="Print one record.")
 def command(
     model: str,
@@ -61,6 +65,7 @@ def command(
     repeats: int,
     keys: int,
     rows: int,
+    row_length: int | None,
     seed: int,
     dtype: str,
     out: Path | None,
@@ -81,7 +86,7 @@ def command(
 
         check_target(page)
     _need_torch()
-    from worthit.decode.longcontext import Measured, Setup, measure
+    from worthit.decode.longcontext import Setup, measure, pace
     from worthit.decode.tokenizer import load_tokenizer
     from worthit.nn.inference import optimize
     from worthit.nn.load import checkpoint_path, load_model
@@ -101,33 +106,33 @@ def command(
         n_keys=keys,
         n_rows=rows,
         seed=seed,
+        row_length=row_length,
     )
     record = _record(model, path, dtype, setup, first.spec.context_len)
     if out is not None:
         record["arms"] = _known(out, record)
-    expected = time_text(_seconds(first, setup, len(arms)))
-    _terminal.note(f"{len(arms)} x {setup.n_tokens} tokens: about {expected}")
+    work: Work | None = None
     progress = Progress()
     for rope in arms:
         loaded = first if rope == PLAIN else load_model(path, dtype=dtype, packed=False, rope=rope)
         context_len = loaded.spec.context_len
         loaded = optimize(loaded)
-        before = record["arms"].get(rope, {})
+        if work is None:
+            work = Work(pace(loaded, max(setup.passes, default=FIRST)), setup, record["arms"], arms)
+            _terminal.note(
+                f"{len(arms)} x {setup.n_tokens} tokens: about {time_text(work.left_s())}"
+            )
+        known = _measured(record["arms"].get(rope, {}))
 
-        def keep(done: Measured, rope: str = rope, context_len: int = context_len) -> None:
+        def keep(
+            done: Measured, rope: str = rope, context_len: int = context_len, work: Work = work
+        ) -> None:
             record["arms"][rope] = done.record(context_len)
-            n_done = len(done.cells) + bool(done.positions)
-            progress(f"rope {rope}", n_done, setup.n_cells + (1 if rows else 0))
+            n_done = len(done.cells) + done.n_rows
+            progress(f"rope {rope}", n_done, setup.n_cells + rows, work.left_s())
             if out is not None:
                 _write(out, record)
 
-        known = Measured(
-            cells=list(before.get("needle", ())),
-            positions=[
-                {k: v for k, v in b.items() if k != "perplexity"}
-                for b in before.get("positions", ())
-            ],
-        )
         keep(measure(loaded, tokenizer, setup, known=known, on_cell=keep))
     record["arms"] = {rope: record["arms"][rope] for rope in arms}
     if page is not None:
@@ -174,15 +179,44 @@ def _need_torch() -> None:
         ) from None
 
 
-def _seconds(model: Any, setup: Setup, n_arms: int) -> float:
-    """From the FLOPs of all passes and a product timed now; attention counted at full length."""
-    from worthit.decode.quantize import product_rate
+class Work:
+    """How long what is left takes: by passes timed before, corrected by those that are done.
 
-    per_token = 2 * sum(p.numel() for p in model.layers.parameters())
-    scores = 4 * model.spec.d_model * model.spec.n_layers * max(setup.lengths) / 2
-    head = 2 * model.spec.d_model * model.spec.vocab_size * max(setup.lengths) * setup.n_rows
-    flops = n_arms * (setup.n_tokens * (per_token + scores) + head)
-    return float(flops / product_rate(model.spec.d_model))
+    Attributes:
+        arms: the record's, which fills as the work goes on.
+    """
+
+    def __init__(
+        self, pace: Pace, setup: Setup, arms: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        self.pace, self.setup, self.arms, self.names = pace, setup, arms, names
+        self.started, self.n_before = time.monotonic(), {n: self._done(n) for n in names}
+
+    def _done(self, name: str) -> int:
+        found = _measured(self.arms.get(name, {}))
+        return len(found.cells) + found.n_rows
+
+    def left_s(self) -> float:
+        """Seconds; cells are counted as if they came in order, which they do."""
+        each = [self.pace.of(n) for n in self.setup.passes]
+        left = sum(sum(each[self._done(name) :]) for name in self.names)
+        done = sum(sum(each[self.n_before[n] : self._done(n)]) for n in self.names)
+        spent = time.monotonic() - self.started
+        # A tenth of the work says more than the probe did.
+        return left * (spent / done if done > 0.1 * (done + left) else 1.0)
+
+
+def _measured(arm: Mapping[str, Any]) -> Measured:
+    """What the record of an arm holds, to go on from."""
+    from worthit.decode.longcontext import Measured
+
+    return Measured(
+        cells=list(arm.get("needle", ())),
+        positions=[
+            {k: v for k, v in bucket.items() if k != "perplexity"}
+            for bucket in arm.get("positions", ())
+        ],
+    )
 
 
 def _record(model: str, path: Path, dtype: str, setup: Setup, context_len: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import math
 import random
 import statistics
 import sysconfig
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ FOUND = 0.856
 # In nats; a bucket must also be worse by two standard errors of the difference within files.
 MARGIN = 0.1
 FIRST_BUCKET = 256
+# Tokens of the passes from which the time of longer ones is foretold.
+PROBES = (256, 1024)
 N_DIGITS = 5
 NEEDLE = "\nThe pass key of {name} is {key}. Remember it: {key} is the pass key of {name}.\n"
 QUESTION = "\nWhat is the pass key of {name}?"
@@ -58,11 +61,12 @@ class Setup:
     """What is measured.
 
     Attributes:
-        lengths: of the prompts, in tokens, and of the rows whose loss is measured: the longest.
+        lengths: of the prompts, in tokens.
         depths: where the needle stands, 0 the beginning and 1 the end.
         repeats: needles at each length and depth, with other numbers and text.
         n_keys: numbers in the text, of which one is asked for.
         n_rows: files for the loss; 0 leaves it out.
+        row_length: tokens of each; None for as many as the longest prompt has.
     """
 
     lengths: tuple[int, ...]
@@ -71,6 +75,7 @@ class Setup:
     n_keys: int = 1
     n_rows: int = 3
     seed: int = 0
+    row_length: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -86,6 +91,10 @@ class Setup:
             problems.append(f"keys: must be from 1 to {len(NAMES)}, got {self.n_keys}")
         if self.n_rows < 0:
             problems.append(f"rows: must be 0 or more, got {self.n_rows}")
+        if self.row_length is not None and self.row_length < 2 * FIRST_BUCKET:
+            problems.append(
+                f"row length: must be at least {2 * FIRST_BUCKET}, got {self.row_length}"
+            )
         if problems:
             raise InputError(*problems)
 
@@ -95,10 +104,19 @@ class Setup:
         return len(self.lengths) * len(self.depths) * self.repeats
 
     @property
+    def longest_row(self) -> int:
+        """Tokens of a row whose loss is measured."""
+        return max(self.lengths) if self.row_length is None else self.row_length
+
+    @property
+    def passes(self) -> list[int]:
+        """Tokens of each prompt and row that goes through a model, in the order of `measure`."""
+        return [length for length, *_ in cells(self)] + [self.longest_row] * self.n_rows
+
+    @property
     def n_tokens(self) -> int:
         """Tokens that go through a model."""
-        prompts = sum(self.lengths) * len(self.depths) * self.repeats
-        return prompts + max(self.lengths) * self.n_rows
+        return sum(self.passes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,20 +262,20 @@ def buckets(found: Tensor) -> list[Bucket]:
     # A last piece much shorter than its bucket says little: it joins the one before.
     if len(edges) > 2 and edges[-1] - edges[-2] < edges[-2] // 4:
         del edges[-2]
-    made = []
-    for start, end in pairwise(edges):
-        means = found[:, start:end].mean(1)
-        stderr = float(means.std() / len(means) ** 0.5) if len(means) > 1 else None
-        made.append(
-            Bucket(
-                start=start,
-                end=end,
-                loss=float(means.mean()),
-                stderr=stderr,
-                rows=tuple(means.tolist()),
-            )
-        )
-    return made
+    return [
+        _bucket(start, end, found[:, start:end].mean(1).tolist()) for start, end in pairwise(edges)
+    ]
+
+
+def _bucket(start: int, end: int, rows: Sequence[float]) -> Bucket:
+    n = len(rows)
+    return Bucket(
+        start=start,
+        end=end,
+        loss=statistics.mean(rows),
+        stderr=statistics.stdev(rows) / math.sqrt(n) if n > 1 else None,
+        rows=tuple(rows),
+    )
 
 
 # --- effective lengths ----------------------------------------------------------------------------
@@ -302,6 +320,19 @@ class Measured:
     cells: list[dict[str, Any]] = field(default_factory=list)
     positions: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def n_rows(self) -> int:
+        """Rows whose losses are known."""
+        return len(self.positions[0]["rows"]) if self.positions else 0
+
+    def add_row(self, found: Sequence[Bucket]) -> None:
+        """Put the buckets of one more row to the others."""
+        before = [bucket["rows"] for bucket in self.positions] or [()] * len(found)
+        self.positions = [
+            vars(_bucket(new.start, new.end, [*rows, *new.rows])).copy()
+            for new, rows in zip(found, before, strict=True)
+        ]
+
     def record(self, context_len: int) -> dict[str, Any]:
         """As JSON: with accuracy at each length and depth, and both effective lengths."""
         by_length: dict[int, list[bool]] = {}
@@ -335,7 +366,7 @@ def measure(
 
     Args:
         known: what was measured before; only what is missing is done.
-        on_cell: called after each needle, and at the end.
+        on_cell: called after each needle and each row.
     """
     done = known or Measured()
     there = {(c["length"], c["depth"], c["repeat"]) for c in done.cells}
@@ -357,13 +388,46 @@ def measure(
         )
         if on_cell is not None:
             on_cell(done)
-    if setup.n_rows and not done.positions:
-        ids = long_rows(tokenizer, setup.n_rows, max(setup.lengths))
-        found = buckets(losses(model, ids))
-        done.positions = [vars(bucket).copy() for bucket in found]
-        if on_cell is not None:
-            on_cell(done)
+    if done.n_rows < setup.n_rows:
+        for row in long_rows(tokenizer, setup.n_rows, setup.longest_row)[done.n_rows :]:
+            done.add_row(buckets(losses(model, row[None])))
+            if on_cell is not None:
+                on_cell(done)
     return done
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a pass over n tokens, `a n + b n^2`: what products take, and attention."""
+
+    a: float
+    b: float
+
+    def of(self, n: int) -> float:
+        """Seconds of `n` tokens."""
+        return self.a * n + self.b * n * n
+
+
+def pace(model: Decoder, longest: int, *, clock: Callable[[], float] = time.perf_counter) -> Pace:
+    """What passes of `model` take here, from a short and a longer one, timed now.
+
+    Args:
+        longest: tokens of the longest pass that is to be foretold; a probe is no longer.
+    """
+    sizes = tuple(min(n, longest) for n in PROBES)
+    spent = []
+    with torch.inference_mode():
+        for n in (sizes[0], *sizes):  # the first to warm up
+            ids = torch.arange(n, device=model.device)[None] % model.spec.vocab_size
+            cache, started = model.new_cache(), clock()
+            chunk = n if changes_with_length(model.spec.position) else CHUNK
+            for start in range(0, n, chunk):
+                model(ids[:, start : start + chunk], cache=cache)
+            spent.append(clock() - started)
+    short, long = sizes[0], sizes[-1]
+    each, later = spent[1] / short, spent[-1] / long
+    b = max(0.0, (later - each) / (long - short)) if long > short else 0.0
+    return Pace(max(each - b * short, 0.0), b)
 
 
 def cells(setup: Setup) -> Iterator[tuple[int, float, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -16,17 +16,94 @@ from worthit.report.write import write_text
 Record = Mapping[str, Any]
 WORDS = {**EN, "skip": "Skip to the lengths"}
 COLORS = (ACCENT, SECOND, INK, SOFT)
+# By what an effective length is known.
+KINDS = ("needle", "loss")
 
 
 def write_context(record: Record, path: str | os.PathLike[str]) -> int:
-    """Write the page, or the figure of losses alone where `path` ends in `.svg`; its size in bytes.
+    """Write the page; one figure where `path` ends in `.svg`, tables in `.md`; its size in bytes.
 
     Raises:
         InputError: `path` cannot be written.
     """
-    if os.fspath(path).lower().endswith(".svg"):
-        return write_text(standalone(loss_plot(record["arms"])), path)
+    ending = os.fspath(path).lower().rpartition(".")[2]
+    if ending == "svg":
+        return write_text(standalone(summary_plot(record)), path)
+    if ending == "md":
+        return write_text(context_tables(record), path)
     return write_text(context_page(record), path)
+
+
+def context_tables(record: Record) -> str:
+    """What was measured as tables of a document: an arm a row, tokens across."""
+    arms, parts = record["arms"], []
+    lengths = [
+        (arm_name(rope), f"{arm['context_len']:,}", *(_count(arm["effective"][k]) for k in KINDS))
+        for rope, arm in arms.items()
+    ]
+    parts.append(_markdown(("tokens", "nominal", "by needle", "by loss"), lengths))
+    wanted: tuple[tuple[str, str, str, Callable[[Record], str]], ...] = (
+        ("accuracy", "needles found", "length", _found),
+        ("positions", "perplexity of tokens up to", "end", _perplexity),
+    )
+    for key, title, across, cell in wanted:
+        there = {rope: {c[across]: c for c in arm[key]} for rope, arm in arms.items() if arm[key]}
+        places = sorted({n for cells in there.values() for n in cells})
+        rows = [
+            (arm_name(rope), *(cell(cells[n]) if n in cells else "" for n in places))
+            for rope, cells in there.items()
+        ]
+        if rows:
+            parts.append(_markdown((title, *(f"{n:,}" for n in places)), rows))
+    return "\n".join(parts)
+
+
+def _found(cell: Record) -> str:
+    return f"{round(cell['accuracy'] * cell['n'])} of {cell['n']}"
+
+
+def _perplexity(bucket: Record) -> str:
+    return f"{bucket['perplexity']:.3g}"
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def summary_plot(record: Record) -> str:
+    """Needles and losses over tokens beside each other; dotted, what each arm says it takes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    arms = record["arms"]
+    panels = [
+        (
+            y,
+            {
+                rope: [(c[x], by * c[of]) for c in arm[key]]
+                for rope, arm in arms.items()
+                if arm[key]
+            },
+        )
+        for key, y, x, of, by in (
+            ("accuracy", "needles found, %", "length", "accuracy", 100.0),
+            ("positions", "loss, nats", "end", "loss", 1.0),
+        )
+    ]
+    panels = [(y, curves) for y, curves in panels if curves]
+    with quiet(), rc_context(SETTINGS):
+        figure = Figure(figsize=(3.9 * max(len(panels), 1), 3.2), layout="constrained")
+        for i, (y, curves) in enumerate(panels):
+            ax = figure.add_subplot(1, len(panels), i + 1)
+            _draw(ax, curves)
+            # Of what an arm takes, that which is in the picture.
+            for nominal in sorted({arms[rope]["context_len"] for rope in curves}):
+                if nominal <= ax.get_xlim()[1]:
+                    ax.axvline(nominal, color=SOFT, linewidth=0.8, linestyle=":")
+            ax.set_ylabel(y)
+        title = "Nominal against effective context"
+        return drawn(figure, ident="context-plot", title=title)
 
 
 def context_page(record: Record) -> str:
@@ -69,7 +146,7 @@ def _lengths(record: Record) -> str:
     ]
     heads = ("Arm", "Nominal", "Effective by needle", "Effective by loss")
     twin = pieces.table(heads, rows, label="Lengths", numbers=(1, 2, 3))
-    longest = max(record["setup"]["lengths"])
+    longest = max(*record["setup"]["lengths"], record["setup"].get("row_length") or 0)
     caption = (
         f"Tokens. Nothing beyond {longest:,} was tested: a bar that reaches it may go further."
     )
@@ -181,28 +258,33 @@ def curve_plot(
     with quiet(), rc_context(SETTINGS):
         figure = Figure(figsize=(7.0, 3.2), layout="constrained")
         ax = figure.add_subplot()
-        for i, (rope, points) in enumerate(curves.items()):
-            ax.plot(
-                [x for x, _ in points],
-                [value for _, value in points],
-                color=COLORS[i % len(COLORS)],
-                linestyle=LINES[i % len(LINES)],
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=5,
-                linewidth=1.6,
-                label=arm_name(rope),
-            )
-        ax.set_xscale("log", base=2)
-        ticks = sorted({x for points in curves.values() for x, _ in points})
-        ax.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
-        ax.minorticks_off()
+        _draw(ax, curves)
         if limits is not None:
             ax.set_ylim(*limits)
-        ax.set_xlabel("tokens")
         ax.set_ylabel(y)
-        ax.grid(True, axis="y")
-        ax.legend(frameon=False)
         return drawn(figure, ident=ident, title=title)
+
+
+def _draw(ax: Any, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """A line an arm, and axes that fit all of them."""
+    for i, (rope, points) in enumerate(curves.items()):
+        ax.plot(
+            [x for x, _ in points],
+            [value for _, value in points],
+            color=COLORS[i % len(COLORS)],
+            linestyle=LINES[i % len(LINES)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            linewidth=1.6,
+            label=arm_name(rope),
+        )
+    ax.set_xscale("log", base=2)
+    ticks = sorted({x for points in curves.values() for x, _ in points})
+    ax.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("tokens")
+    ax.grid(True, axis="y")
+    ax.legend(frameon=False)
 
 
 def _reproduce(record: Record) -> str:
