@@ -72,7 +72,7 @@ def kept(model: Decoder, how: str, make: Callable[[], Costs]) -> Costs:
     if model.source is None:
         return make()
     facts = {
-        "version": 1,
+        "version": 2,
         "source": model.source,
         "name": model.spec.name,
         "dtype": str(model.dtype),
