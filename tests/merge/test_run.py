@@ -78,6 +78,29 @@ def test_inputs_are_not_touched(folder: Path) -> None:
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.parametrize("name", ["ties", DARE, "slerp"])
+def test_workers_hold_the_same(folder: Path, name: str) -> None:
+    """Which tensor is merged by whom, and when, makes no difference to any byte."""
+    n_threads = torch.get_num_threads()
+    path = recipe(folder, name)
+    done: list[int] = []
+    merge(path, folder / "one", n_workers=1)
+    merge(path, folder / "three", n_workers=3, on_progress=lambda n, _: done.append(n))
+    assert_same(folder / "one", folder / "three")
+    assert done == sorted(done)
+    assert len(done) == len(tensors("a"))
+    assert torch.get_num_threads() == n_threads
+
+
+def test_a_worker_that_fails_ends_the_merge(folder: Path) -> None:
+    bad = tensors("b")
+    bad["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    write(folder / "b", bad)
+    with pytest.raises(InputError, match=r"up_proj\.weight: nan at row 3, column 5"):
+        merge(recipe(folder, "ties"), folder / "out", n_workers=3)
+    assert not partial(folder / "out").exists()
+
+
 def test_shards_hold_the_same(folder: Path) -> None:
     path = recipe(folder, "linear")
     merge(path, folder / "one")
@@ -209,7 +232,7 @@ def test_a_disk_that_fills_up_leaves_what_can_go_on(folder: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         output.Output.write = write
         try:
-            merge({str(recipe(folder, DARE))!r}, {str(folder / "out")!r})
+            merge({str(recipe(folder, DARE))!r}, {str(folder / "out")!r}, n_workers=1)
         except Exception as error:
             print(type(error).__name__, error)
     """
@@ -251,7 +274,7 @@ def killed(path: Path, out: Path, n_before: int, *, sync_bytes: int) -> None:
                 if n > {n_before}:
                     os.kill(os.getpid(), signal.SIGKILL)
         run.merged_pieces = pieces
-        run.merge({str(path)!r}, {str(out)!r}, seed=7)
+        run.merge({str(path)!r}, {str(out)!r}, seed=7, n_workers=1)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -324,6 +347,7 @@ def test_interrupted_by_hand(
         yield from real(*args, **kwargs)
 
     monkeypatch.setattr("worthit.merge.run.merged_pieces", pieces)
+    monkeypatch.setattr("worthit.merge.run.n_workers_by_default", lambda: 1)
     assert run(["merge", str(path), str(out)]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     assert not out.exists()

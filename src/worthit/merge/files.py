@@ -8,9 +8,11 @@ Files are read, not mapped: pages of a mapped file count as the memory of whoeve
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -28,10 +30,11 @@ TORCH = {
 
 
 class Files:
-    """Open files, each opened once; close them when the merge is over."""
+    """Open files, each opened once; close them when the merge is over. Threads may share one."""
 
     def __init__(self) -> None:
         self._open: dict[Path, Any] = {}
+        self._lock = Lock()
 
     def __enter__(self) -> Files:
         return self
@@ -44,19 +47,28 @@ class Files:
     def read(self, stored: Stored, start: int, n_bytes: int) -> Tensor:
         """Bytes of a tensor, from `start` in it."""
         assert stored.file is not None
-        if stored.file not in self._open:
-            self._open[stored.file] = stored.file.open("rb", buffering=0)
-        file = self._open[stored.file]
+        with self._lock:
+            if stored.file not in self._open:
+                self._open[stored.file] = stored.file.open("rb", buffering=0)
+            file = self._open[stored.file]
         raw = torch.empty(n_bytes, dtype=torch.uint8)
         view = memoryview(raw.numpy())
-        file.seek(stored.start + start)
         done = 0
         while done < n_bytes:
-            got = file.readinto(view[done:])
+            got = self._read_at(file, view[done:], stored.start + start + done)
             if not got:
                 raise InputError(f"{stored.file}: tensor {stored.name}: cut off while it was read")
             done += got
         return raw
+
+    def _read_at(self, file: Any, view: memoryview, place: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(file.fileno(), [view], place)
+        # A place in a file is one for all threads where the system reads from no other.
+        with self._lock:
+            file.seek(place)
+            n: int = file.readinto(view)
+            return n
 
 
 class FileRows:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import torch
@@ -128,6 +129,7 @@ class Output:
         self._journal: IO[str] | None = None
         self._waiting: list[str] = []
         self._waiting_bytes = 0
+        self._lock_of_place = Lock()
 
     def __enter__(self) -> Output:
         check_target(self.target)
@@ -166,16 +168,30 @@ class Output:
                 yield slot
 
     def write(self, slot: Slot, pieces: Iterable[Tensor]) -> None:
-        """Write one tensor, piece by piece, each contiguous and in the output's format."""
+        """Write one tensor, piece by piece, each contiguous and in the output's format.
+
+        Threads may write different tensors at once; `written` is for the one that has the output.
+        """
         file = self._files[slot.shard]
         written = 0
         with self._explained():
-            file.seek(slot.start)
             for piece in pieces:
                 data = memoryview(piece.flatten().view(torch.uint8).numpy())
-                written += len(data)
-                file.write(data)
+                while data:
+                    n = self._write_at(file, data, slot.start + written)
+                    written += n
+                    data = data[n:]
         assert written == slot.n_bytes, f"{slot.job.name}: {written} of {slot.n_bytes} bytes"
+
+    def _write_at(self, file: IO[bytes], data: memoryview, place: int) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(file.fileno(), data, place)
+        with self._lock_of_place:
+            file.seek(place)
+            return file.write(data)
+
+    def written(self, slot: Slot) -> None:
+        """Remember that a tensor is there; now and then, put all that are on the disk."""
         self._waiting.append(slot.job.name)
         self._waiting_bytes += slot.n_bytes
         if self._waiting_bytes >= SYNC_BYTES:
@@ -261,9 +277,9 @@ class Output:
     def _open(self, shard: Shard) -> None:
         path = self.folder / shard.name
         if path.is_file():
-            self._files[shard.name] = path.open("r+b")
+            self._files[shard.name] = path.open("r+b", buffering=0)
             return
-        file = path.open("w+b")
+        file = path.open("w+b", buffering=0)
         file.write(shard.header)
         file.truncate(shard.n_bytes)
         self._files[shard.name] = file
@@ -272,7 +288,6 @@ class Output:
         """Put tensors on the disk first, and only then say in the journal that they are there."""
         assert self._journal is not None
         for file in self._files.values():
-            file.flush()
             os.fsync(file.fileno())
         if self._waiting:
             self._journal.write("".join(f"{name}\n" for name in self._waiting))

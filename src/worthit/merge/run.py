@@ -8,7 +8,9 @@ and tokens brought up to date, its tokenizer, and a card with the recipe.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,15 @@ from worthit.errors import InputError
 from worthit.merge.beside import write_beside
 from worthit.merge.files import TORCH, Files
 from worthit.merge.members import open_rows
-from worthit.merge.output import MAX_SHARD_BYTES, Output, n_bytes_of
+from worthit.merge.output import MAX_SHARD_BYTES, Output, Slot, n_bytes_of
 from worthit.merge.plan import Job, Plan, plan_merge
 from worthit.merge.stack import PIECE, Rows, Stack
 from worthit.merge.tokens import AlignedRows
 
 # Bytes compared or copied at once.
 COPY_BYTES = 1 << 20
+# Tensors worked on at once, and waiting for a worker, at most.
+MAX_WORKERS, WAITING = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,7 @@ def merge(
     *,
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    n_workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Merged:
     """Merge checkpoints by a recipe into the folder `out`.
@@ -87,6 +92,8 @@ def merge(
         out: a folder that does not exist yet, or is empty.
         seed: of DARE and DELLA; the same seed drops the same entries.
         max_shard_bytes: of one file of the output.
+        n_workers: tensors merged at once, each in a thread of its own with a few rows in memory;
+            by default as many as torch has threads, and at most 8.
         on_progress: called with bytes written and bytes in all.
 
     Raises:
@@ -103,8 +110,13 @@ def merge(
     ):
         done = sum(s.n_bytes for s in output.slots if s.job.name in output.resumed)
         total = sum(s.n_bytes for s in output.slots)
-        for slot in output.todo():
+
+        def work(slot: Slot) -> Slot:
             output.write(slot, merged_pieces(slot.job, plan, files, seed=seed))
+            return slot
+
+        for slot in _in_order(work, output.todo(), n_workers or n_workers_by_default()):
+            output.written(slot)
             done += slot.n_bytes
             if on_progress is not None:
                 on_progress(done, total)
@@ -121,6 +133,44 @@ def merge(
         n_resumed=len(output.resumed),
         seconds=time.perf_counter() - started,
     )
+
+
+def n_workers_by_default() -> int:
+    """As many as torch has threads, up to what a disk keeps busy."""
+    return min(int(torch.get_num_threads()), MAX_WORKERS)
+
+
+def _in_order(
+    work: Callable[[Slot], Slot], slots: Iterable[Slot], n_workers: int
+) -> Iterator[Slot]:
+    """What `work` returns for each slot, in order; `n_workers` slots are worked on at once.
+
+    Tensors are small and many: one thread each is more than all threads on a few rows.
+    """
+    if n_workers == 1:
+        yield from map(work, slots)
+        return
+    n_threads = torch.get_num_threads()
+
+    def start() -> None:
+        torch.set_num_threads(1)
+
+    def inside(slot: Slot) -> Slot:
+        with torch.inference_mode():
+            return work(slot)
+
+    pool = ThreadPoolExecutor(n_workers, initializer=start)
+    try:
+        waiting: deque[Future[Slot]] = deque()
+        for slot in slots:
+            waiting.append(pool.submit(inside, slot))
+            if len(waiting) > WAITING * n_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_threads)
 
 
 def merged_pieces(job: Job, plan: Plan, files: Files, *, seed: int) -> Iterator[Tensor]:
