@@ -2,7 +2,8 @@
 
     log pi(y | x) = sum_t log pi(y_t | x, y_<t),  over the tokens of the completion alone
 
-Where the model can, its last feed-forward and its head run for these tokens only.
+Where the model can, its last feed-forward and its head run for these tokens only, and a prompt that
+two completions share is read once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worthit.align.sequences import Completions, Ids, rows_of
+from worthit.align.together import together
 from worthit.errors import InputError
 from worthit.nn import Decoder
 from worthit.train.batch import IGNORE, Batch
@@ -86,7 +88,11 @@ def token_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     targets = batch.targets.flatten()
     rows = (targets != IGNORE).nonzero().squeeze(1)
-    logits = logits_at(model, batch.input_ids, rows)
+    packed = together(model, batch, rows)
+    if packed is None:
+        logits = logits_at(model, batch.input_ids, rows)
+    else:
+        logits = model.logits_at(packed.input_ids, packed.rows, packed.tokens)
     return -functional.cross_entropy(logits.float(), targets[rows], reduction="none"), rows
 
 

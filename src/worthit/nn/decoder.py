@@ -311,18 +311,21 @@ class Decoder(nn.Module):
             return x.new_empty(1, 0, self.spec.vocab_size)
         return self.logits(x if rows is None else x[:, rows])
 
-    def logits_at(self, input_ids: Tensor, rows: Tensor) -> Tensor:
+    def logits_at(self, input_ids: Tensor, rows: Tensor, tokens: Tokens | None = None) -> Tensor:
         """Logits `(n rows, vocab_size)` of some tokens of `input_ids` `(batch, n)` alone.
 
         Args:
-            rows: which, in the order of `input_ids.flatten()`.
+            rows: which, in the order of `input_ids.flatten()`; the same one may be asked twice.
+            tokens: where they stand and what they see, where they are no plain sequences.
 
         Where the last layer ends in a feed-forward that acts token by token, that, the final norm
         and the head run for these tokens only: few targets make a cheap loss.
         """
         if type(self).run is not Decoder.run or not self.layers:
+            assert tokens is None, "plain sequences alone where the pass has an order of its own"
             return self(input_ids).flatten(0, 1).index_select(0, rows)
-        tokens = tokens_of(input_ids, past=0, attention_mask=None)
+        if tokens is None:
+            tokens = tokens_of(input_ids, past=0, attention_mask=None)
         tokens.relative_bias, tokens.low_rank = self.relative_bias, self.low_rank
         x = self.embed(input_ids, tokens)
         *before, last = self.layers

@@ -34,7 +34,8 @@ class Tokens:
         slot_positions: `(batch, past + n)`, the place of every slot where tokens were left out
             between them; None where they follow each other.
         among: `(n, m)` booleans, which of the last `m` slots, this pass's tokens the last of them,
-            each token may look at, where they are no chain but a tree; None for all up to itself.
+            each token may look at, where they are no chain but a tree; `(batch, 1, n, m)` where
+            every row has its own; None for all up to itself.
         parts: the sequences whose tokens stand side by side in the one row of a ragged pass, each
             described by itself; None in a batch of rows (see `worthit.nn.ragged`).
         start: where a part begins in its pass.

@@ -42,10 +42,11 @@ def causal_mask(
         slots = torch.arange(total - n_keys, total, device=device)[None, :]
         mask = (slots <= queries)[None, None]
         if tokens.among is not None:
-            mask = mask.clone()
-            mask[..., n_keys - tokens.among.shape[1] :] = tokens.among
-            queries = tokens.positions[0, :, None]
-            slots = tokens.key_positions()[:1, -n_keys:]
+            seen = tokens.among[None, None] if tokens.among.ndim == 2 else tokens.among
+            mask = mask.expand(len(seen), -1, -1, -1).clone()
+            mask[..., n_keys - seen.shape[-1] :] = seen
+            queries = tokens.positions[: len(seen), None, :, None]
+            slots = tokens.key_positions()[: len(seen), None, None, -n_keys:]
         if window is not None:
             mask = mask & (queries - slots < window)
         if chunk is not None:
