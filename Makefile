@@ -2,10 +2,10 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo test test-all check format bench bench-models bench-inference bench-lab accuracy setup clean
+.PHONY: help demo test test-all check format bench bench-models bench-inference bench-lab bench-learning accuracy setup clean
 
 help:
 	@$(PYTHON) dev.py help
 
-demo test test-all check format bench bench-models bench-inference bench-lab accuracy setup clean:
+demo test test-all check format bench bench-models bench-inference bench-lab bench-learning accuracy setup clean:
 	@$(PYTHON) dev.py $@ $(ARGS)

@@ -155,6 +155,11 @@ def bench_lab(arguments: list[str]) -> int:
     return bench_all(ROOT / "benchmarks" / "lab", arguments)
 
 
+def bench_learning(arguments: list[str]) -> int:
+    """Time preferences, autoencoders and merging beside trl, sae_lens, mergekit."""
+    return bench_all(ROOT / "benchmarks" / "learning", arguments)
+
+
 def bench_all(folder: Path, arguments: list[str]) -> int:
     ensure("dev")
     codes = []
@@ -199,6 +204,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench-models": bench_models,
     "bench-inference": bench_inference,
     "bench-lab": bench_lab,
+    "bench-learning": bench_learning,
     "accuracy": accuracy,
     "setup": setup,
     "clean": clean,

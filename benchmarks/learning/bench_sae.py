@@ -1,32 +1,36 @@
 """Time training of sparse autoencoders beside `sae_lens`: tokens a second at equal loss.
 
-    python benchmarks/learning/bench_sae.py --out benchmarks/results/sae.json
+    python benchmarks/learning/bench_sae.py
+    python benchmarks/learning/bench_sae.py --quick --threads 1      # a try
 
 Both sides train on the same activations (SmolLM2's shapes, planted directions, unless --activations
 names a folder that `worthit sae train --keep` left), with the same weights at the start, batches in
 the same order, the same Adam, bounded gradients and window of dead latents. Before anything is
 timed, both train for a stretch and must arrive at the same loss. Rounds are interleaved; what is
-timed is updates alone, by the wall clock, with the processor's own clock beside it. The number of
-latents that are on when the clock starts is reported: what is fast where few are is not where all
-are.
+timed is updates alone. The number of latents that are on when the clock starts is reported: what is
+fast where few are is not where all are.
+
+The limit is what no implementation can leave out, at the rate of one plain product of these shapes:
+encoding, and the encoder's gradient; for kinds whose latents are all on at first, decoding and both
+gradients that pass it too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import torch
+from comparison import about, parser, summary, timed, write
+from noise import Others
 from torch import Tensor
 
 from worthit.interp.sae.base import SparseAutoencoder
@@ -46,9 +50,13 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 CLASSES = {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU"}
 NAMES = {"W_enc": "encoder", "W_dec": "decoder"}
+# Products of `(batch, d_in, width)` that an update cannot do without; with few latents on, all that
+# follows the encoder is small.
+PRODUCTS = {"topk": 2, "batchtopk": 2, "standard": 5, "jumprelu": 5, "gated": 5}
 LR, DEAD_AFTER = 1e-3, 50
 # Losses after the first stretch may differ by rounding, which training amplifies.
 SAME_LOSS = 0.01
+QUICK = {"width": 256, "channels": 64, "batch": 128, "rows": 1024, "warm_up": 20, "steps": 3}
 
 
 def activations_of(folder: Path | None, n: int, d: int) -> Tensor:
@@ -137,18 +145,17 @@ class Theirs:
         return float(out.loss.detach())
 
 
-def compare(kind: str, x: Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    """Losses first, then rounds in turns."""
+def compare(kind: str, x: Tensor, rate: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Losses first, then rounds in turns; a case of both sides."""
     torch.manual_seed(0)
     sae = make_sae(kind, d_in=x.shape[1], width=options.width, **KINDS[kind][0])
     theirs = Theirs(sae, kind, x, options.batch)
     ours = Ours(sae, x, options.batch)
-    sides: dict[str, Any] = {"ours": ours, "sae_lens": theirs}
+    sides: dict[str, Any] = {"worthit": ours, "sae_lens": theirs}
     losses = {name: [side.update() for _ in range(options.warm_up)] for name, side in sides.items()}
     last = {name: statistics.fmean(found[-5:]) for name, found in losses.items()}
-    difference = abs(last["ours"] / last["sae_lens"] - 1)
-    if difference > SAME_LOSS:
-        sys.exit(f"{kind}: losses differ, {last}: nothing is timed")
+    if abs(last["worthit"] / last["sae_lens"] - 1) > SAME_LOSS:
+        raise SystemExit(f"{kind}: losses differ, {last}: nothing is timed")
     wall: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(options.rounds):
@@ -158,75 +165,80 @@ def compare(kind: str, x: Tensor, options: argparse.Namespace) -> dict[str, Any]
                 sides[name].update()
             wall[name].append((time.perf_counter() - started) / options.steps)
             cpu[name].append((time.process_time() - used) / options.steps)
-    row: dict[str, Any] = {
-        "loss": last,
-        "loss_difference": difference,
-        "latents_on": ours.mean_active,
-    }
+    limit = PRODUCTS[kind] * 2 * options.batch * x.shape[1] * options.width / rate
+    case = {}
     for name in sides:
-        row[name] = {
-            "step_s": statistics.median(wall[name]),
-            "step_cpu_s": statistics.median(cpu[name]),
+        bases = {base: times for base, times in wall.items() if base != name}
+        case[name] = {
+            **summary(wall[name], bases),
+            "cpu_s": statistics.median(cpu[name]),
             "tokens_per_s": options.batch / statistics.median(wall[name]),
-            "steps_s": wall[name],
+            "loss": last[name],
+            "limit_s": limit,
         }
-    row["faster"] = statistics.median(
-        t / o for t, o in zip(wall["sae_lens"], wall["ours"], strict=True)
-    )
-    row["faster_cpu"] = statistics.median(
-        t / o for t, o in zip(cpu["sae_lens"], cpu["ours"], strict=True)
-    )
-    return row
+    case["worthit"]["latents_on"] = ours.mean_active
+    return case
 
 
-def main() -> None:
-    """All kinds, or those named."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--activations", type=Path, help="a folder of captured activations")
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--channels", type=int, default=576)
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--rows", type=int, default=32 * 1024)
-    parser.add_argument("--warm-up", type=int, default=100, help="updates that compare losses")
-    parser.add_argument("--steps", type=int, default=10, help="updates a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+def rate_of(options: argparse.Namespace) -> float:
+    """FLOP/s of a plain product of the shapes of an encoder, at its best of several."""
+    x, w = (
+        torch.randn(options.batch, options.channels),
+        torch.randn(options.width, options.channels),
+    )
+    flops = 2 * options.batch * options.channels * options.width
+    return flops / min(timed(lambda: x @ w.T) for _ in range(10))
+
+
+def main() -> int:
+    made = parser(__doc__, rounds=7)
+    made.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    made.add_argument("--activations", type=Path, help="a folder of captured activations")
+    made.add_argument("--width", type=int, default=4096)
+    made.add_argument("--channels", type=int, default=576)
+    made.add_argument("--batch", type=int, default=1024)
+    made.add_argument("--rows", type=int, default=32 * 1024)
+    made.add_argument("--warm-up", type=int, default=60, help="updates that compare losses")
+    made.add_argument("--steps", type=int, default=5, help="updates a round")
+    options = made.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
+    others = Others()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     try:
-        import sae_lens
+        import sae_lens  # noqa: F401 - whether it is there
     except ImportError:
-        print("bench_sae: sae_lens is not installed; skipped")
-        return
+        print("bench_sae: NOT MEASURED, sae_lens is not installed (make setup)")
+        return 3
     x = activations_of(options.activations, options.rows, options.channels)
+    rate = rate_of(options)
     record: dict[str, Any] = {
-        "schema": "worthit.bench-sae/1",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.processor() or platform.machine(),
-        "n_cpus": os.cpu_count(),
-        "threads": options.threads,
-        "versions": {"torch": torch.__version__, "sae_lens": sae_lens.__version__},
+        "schema": "worthit.bench-sae/2",
+        "about": about(options, "torch", "sae-lens"),
         "activations": str(options.activations.name) if options.activations else "planted",
         "shape": {"d_in": x.shape[1], "width": options.width, "batch": options.batch},
-        "rounds": options.rounds,
-        "kinds": {},
+        "product_flops_per_s": rate,
+        "cases": {},
     }
-    print(f"{'kind':12}{'ours':>14}{'sae_lens':>14}{'faster':>9}{'by CPU':>9}{'loss':>12}{'on':>9}")
+    print(f"a plain product: {rate / 1e9:.0f} GFLOP/s, {options.threads} thread(s)")
+    print(
+        f"{'kind':12}{'worthit':>14}{'sae_lens':>14}{'faster':>9}{'limit':>8}{'loss':>12}{'on':>9}"
+    )
     for kind in options.kinds:
-        row = compare(kind, x, options)
-        record["kinds"][kind] = row
+        case = compare(kind, x, rate, options)
+        record["cases"][kind] = case
+        ours, theirs = case["worthit"], case["sae_lens"]
         print(
-            f"{kind:12}{row['ours']['tokens_per_s']:>10,.0f} t/s"
-            f"{row['sae_lens']['tokens_per_s']:>10,.0f} t/s{row['faster']:>8.2f}x"
-            f"{row['faster_cpu']:>8.2f}x{row['loss']['ours']:>12.4f}{row['latents_on']:>9.0f}",
+            f"{kind:12}{ours['tokens_per_s']:>10,.0f} t/s{theirs['tokens_per_s']:>10,.0f} t/s"
+            f"{ours['speedup_over']['sae_lens']['median']:>8.2f}x"
+            f"{ours['limit_s'] / ours['median_s']:>8.0%}{ours['loss']:>12.4f}"
+            f"{ours['latents_on']:>9.0f}",
             flush=True,
         )
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(record, options, "sae", others)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,14 @@
 """Two short fine-tunes of SmolLM2 on different texts, merged by `worthit merge`, and what it says.
 
-    python benchmarks/learning/merge_smollm2.py /tmp/smollm2 [--steps 16]
+    python benchmarks/learning/merge_smollm2.py FOLDER [--steps 12] [--methods linear]
 
 One variant reads English verb forms with their Spanish translations, the other the standard
 library's source; each by adapters that are then merged into the weights. Base, variants and merges
-are scored on text of both kinds that neither has read, and answer one prompt of each. It takes some
-minutes of one core and 3 GB of disk in the folder, which is left for you to look at.
+are scored on text of both kinds that neither has read, and answer one prompt of each. It takes
+about three minutes of one core and 3 GB of disk in the folder, which is left for you to look at. A
+model whose folder is there is not made again, and what was scored stays in `record.json`: the same
+command goes on where it was stopped, and other --methods are added. For other steps or rows take
+another folder.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import shutil
 import statistics
 import textwrap
 import time
@@ -95,10 +99,13 @@ def variant(text: str, tokenizer: Tokenizer, folder: Path, n_steps: int) -> floa
 
 
 def write(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
-    """A checkpoint folder with its tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    worthit.save_model(model, folder)
-    save_tokenizer(tokenizer, folder)
+    """A checkpoint folder with its tokenizer, which has its name once it is whole."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    worthit.save_model(model, part)
+    save_tokenizer(tokenizer, part)
+    part.rename(folder)
 
 
 def look_at(folder: Path, held_out: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -125,32 +132,51 @@ def said(model: Any, tokenizer: Tokenizer, prompt: str, n: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, merge, look."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=6, help="Held-out rows a kind.")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=4, help="held-out rows a kind")
+    parser.add_argument("--methods", nargs="*", choices=list(RECIPES), default=list(RECIPES))
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     given.folder.mkdir(parents=True, exist_ok=True)
+    about = {"steps": given.steps, "rows": given.rows}
+    path = given.folder / "record.json"
+    record: dict[str, Any] = {**about, "seconds": {}, "models": {}}
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if {key: record[key] for key in about} != about:
+            parser.error(f"{path} is of other steps or rows; take another folder")
     tokenizer = load_tokenizer(BASE)
     kinds = texts()
     held_out = {kind: rows(text, tokenizer)[: given.rows] for kind, (_, text) in kinds.items()}
-    write(worthit.load_model(BASE, packed=False), tokenizer, given.folder / "base")
-    record: dict[str, Any] = {"steps": given.steps, "seconds": {}, "models": {}}
+
+    def keep() -> None:
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
+
+    keep()
+    if not (given.folder / "base").is_dir():
+        write(worthit.load_model(BASE, packed=False), tokenizer, given.folder / "base")
     for kind, (text, _) in kinds.items():
-        record["seconds"][kind] = variant(text, tokenizer, given.folder / kind, given.steps)
-    for name, recipe in RECIPES.items():
-        path = given.folder / f"{name}.yml"
-        sources = "".join(f"  - model: ./{kind}\n" for kind in kinds)
-        base = "" if name == "linear" else "base_model: ./base\n"
-        path.write_text(f"{recipe}\n{base}models:\n{sources}", encoding="utf-8")
-        assert run(["merge", str(path), str(given.folder / name)]) == 0
-    for name in ("base", *kinds, *RECIPES):
-        record["models"][name] = look_at(given.folder / name, held_out)
+        if not (given.folder / kind).is_dir():
+            record["seconds"][kind] = variant(text, tokenizer, given.folder / kind, given.steps)
+            keep()
+    for name in given.methods:
+        if not (given.folder / name).is_dir():
+            made = given.folder / f"{name}.yml"
+            sources = "".join(f"  - model: ./{kind}\n" for kind in kinds)
+            base = "" if name == "linear" else "base_model: ./base\n"
+            made.write_text(f"{RECIPES[name]}\n{base}models:\n{sources}", encoding="utf-8")
+            assert run(["merge", str(made), str(given.folder / name)]) == 0
+    for name in ("base", *kinds, *given.methods):
+        if name not in record["models"]:
+            record["models"][name] = look_at(given.folder / name, held_out)
+            keep()
         print(name, json.dumps(record["models"][name], ensure_ascii=False), flush=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    (given.folder / "record.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
