@@ -115,3 +115,29 @@ def test_mistakes_are_one_clear_message(
     err = capsys.readouterr().err
     assert text in err
     assert "Traceback" not in err
+
+
+def test_sets_that_come_with_the_package_need_no_file(model, capsys, tmp_path, monkeypatch) -> None:
+    record = said(capsys, "probe", model, "sums", "--point", "embed", "--position", "mean")
+    assert record["labels"] == ["not truth", "truth"]
+    assert record["n"] == 96
+    # By groups: no sum is on both sides, and both sides are even.
+    assert record["majority"] == 0.5
+    line = ["steer", model, "the", "--pairs", "language", "--raw", "--max-tokens", "2"]
+    assert said(capsys, *line)["direction"]["note"] == "24 pairs of language"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums").write_text(json.dumps(LABELS[0]) + "\n" + json.dumps(LABELS[-1]) + "\n")
+    assert run(["probe", model, "sums"]) == 2  # a file of that name is what is meant
+    assert "needs two rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels", "questions", "prompts", "facts"])
+def test_every_set_reads_as_a_file_would(kind: str, tmp_path) -> None:
+    from worthit.interp.texts import read_rows
+    from worthit.lab.tasks.sets import rows, set_names
+
+    for name in set_names(kind):
+        found = rows(name, kind)
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(row) for row in found))
+        assert read_rows(path, kind) == found

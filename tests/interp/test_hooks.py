@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
+import itertools
 
 import pytest
 import torch
@@ -13,39 +12,7 @@ from torch.testing import assert_close
 from worthit.errors import InputError
 from worthit.interp.hooks import activations, capture, intervene
 from worthit.interp.points import points, width
-from worthit.nn.load import load_model
 from worthit.nn.tokens import tokens_of
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """A folder, transformers' model of it, and ours."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    hf = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=D,
-            intermediate_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            initializer_range=0.3,
-        )
-    ).eval()
-    hf.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w0"
-    ).save_pretrained(folder)
-    return folder, hf, load_model(folder).eval()
 
 
 def test_stream_is_that_of_transformers(llama) -> None:
@@ -60,49 +27,6 @@ def test_stream_is_that_of_transformers(llama) -> None:
     assert_close(seen["final_norm"], want[3], atol=1e-5, rtol=1e-5)
     assert_close(seen["layers.1.resid_post"], want[2], atol=1e-5, rtol=1e-5)
     assert seen["logits"] is logits
-
-
-# Ours on the left; q and k after rotation, and heads before tokens.
-NAMES = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-    "mixer_in": "ln1.hook_out",
-    "mixer_out": "hook_attn_out",
-    "ffn_in": "ln2.hook_out",
-    "ffn_hidden": "mlp.out.hook_in",
-    "ffn_out": "hook_mlp_out",
-    "heads": "attn.hook_z",
-    "pattern": "attn.hook_pattern",
-    "q": "attn.hook_rot_q",
-    "k": "attn.hook_rot_k",
-    "v": "attn.hook_v",
-}
-
-
-@pytest.mark.slow
-def test_points_are_those_of_transformer_lens(llama: tuple[Path, object, object]) -> None:
-    folder, hf, model = llama
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformer_lens.model_bridge import TransformerBridge
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        bridge = TransformerBridge.boot_transformers(
-            str(folder), hf_model=hf, tokenizer=tokenizer, device="cpu"
-        )
-        ids = ids_of()
-        _, cache = bridge.run_with_cache(ids)
-    with capture(model, "layers.*") as seen:
-        model(ids)
-    assert len(seen) == 3 * len(NAMES)
-    for i in range(3):
-        for ours, theirs in NAMES.items():
-            want = cache[f"blocks.{i}.{theirs}"]
-            got = seen[f"layers.{i}.{ours}"]
-            got = got.transpose(1, 2) if ours in "qkv" else got
-            assert_close(got, want, atol=1e-5, rtol=1e-5, msg=lambda m, n=ours: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -239,10 +163,96 @@ def test_a_block_applied_several_times() -> None:
         seen["layers.0.mixer_out"]
 
 
+def test_weights_of_latent_attention_by_hand() -> None:
+    """Of both forms: keys rebuilt head by head, scores, softmax; and they are what is summed."""
+    model, ids = model_of("latent"), ids_of(n=6)
+    mixer = model.layers[0].mixers[0]
+    with torch.no_grad(), capture(model, "layers.0.*") as seen:
+        model(ids)
+    with torch.no_grad():
+        x, a = seen["layers.0.mixer_in"], mixer.spec
+        q = mixer.queries(x).unflatten(-1, (4, 6)).transpose(1, 2)
+        c, turned = mixer.kv_down(x).split((6, 2), -1)
+        c = mixer.kv_norm(c)
+        tokens = tokens_of(ids, past=0, attention_mask=None)
+        q_rope, turned = mixer._turned(q[..., 4:], turned, tokens)
+        up = mixer.kv_up.weight.unflatten(0, (4, 9))
+        want = torch.zeros(2, 4, 6, 6)
+        for b, h, i in itertools.product(range(2), range(4), range(6)):
+            scores = torch.stack(
+                [
+                    q[b, h, i, :4] @ (up[h, :4] @ c[b, j]) + q_rope[b, h, i] @ turned[b, j]
+                    for j in range(i + 1)
+                ]
+            )
+            want[b, h, i, : i + 1] = (scores * mixer.scale).softmax(-1)
+        values = torch.einsum("hdr,bjr->bhjd", up[:, 4:], c)
+    assert_close(seen["layers.0.pattern"], want, atol=1e-5, rtol=1e-5)
+    read = (want @ values).transpose(1, 2)
+    assert_close(seen["layers.0.heads"], read, atol=1e-5, rtol=1e-5)
+    assert a.n_heads == 4
+    forms = []
+    for form in ("attend_expanded", "attend_absorbed"):
+        mixer.is_absorbed = lambda n, m, form=form: form == "attend_absorbed"
+        cache = model.new_cache()
+        with torch.no_grad(), capture(model, "layers.0.pattern") as pieces:
+            model(ids[:, :4], cache=cache)
+            model(ids[:, 4:], cache=cache)
+        forms.append(pieces.every("layers.0.pattern"))
+    for first, second in forms:
+        assert_close(first, want[:, :, :4, :4], atol=1e-5, rtol=1e-5)
+        assert_close(second, want[:, :, 4:], atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_additive_linear_attention_by_hand() -> None:
+    """phi(q) . phi(k) over its sum (equation 9 of the paper); later passes lack the state's."""
+    model, ids = model_of("additive"), ids_of(n=6)
+    with torch.no_grad(), capture(model, "layers.0.*") as seen:
+        whole = model(ids)
+    mixer = model.layers[0].mixers[0]
+    features = {}
+
+    def noted(q, k, v, weight, state):
+        features.update(q=q, k=k)
+        return type(mixer).attend(mixer, q, k, v, weight, state)
+
+    mixer.attend = noted
+    with torch.no_grad():
+        model(ids)
+    del mixer.attend
+    want = torch.zeros(2, 4, 6, 6)
+    for b, h, i in itertools.product(range(2), range(4), range(6)):
+        scores = features["k"][b, h, : i + 1] @ features["q"][b, h, i]
+        want[b, h, i, : i + 1] = scores / scores.sum()
+    assert_close(seen["layers.0.pattern"], want, atol=1e-5, rtol=1e-5)
+    cache = model.new_cache()
+    with torch.no_grad(), capture(model, "layers.0.pattern") as pieces:
+        model(ids[:, :4], cache=cache)
+        end = model(ids[:, 4:], cache=cache)
+    assert_close(pieces.every("layers.0.pattern")[1], want[:, :, 4:, 4:], atol=1e-5, rtol=1e-5)
+    assert_close(end, whole[:, 4:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("linear", "pattern", "Retention reads a state in which tokens cannot be told apart; it"),
+        ("linear", "k", "those of Retention pass a feature map first; take mixer_in"),
+        ("latent", "q", "latent attention has queries and keys in two parts"),
+        ("mamba2", "heads", "Mamba2Mixer has no heads of one output matrix"),
+        ("parallel", "resid_mid", "its halves stand beside each other"),
+        ("moe", "ffn_hidden", "has no one matrix that reads its neurons"),
+    ],
+)
+def test_what_is_said_of_a_point_that_is_none(kind: str, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message), capture(model_of(kind), f"layers.0.{name}"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("layers.0.pattern", "this layer has no such point; it has resid_pre, mixer_in, mixer_out"),
+        ("layers.0.pattern", "this layer has no such point: Mamba2.*; it has resid_pre, mixer_in"),
         ("layers.2.resid_post", "there is no layer 2, got a model of 2; pick one of 0 to 1"),
         ("layers.0.resid_pst", "did you mean layers.0.resid_post"),
         ("blocks.0.hook_resid_post", "unknown point"),

@@ -246,3 +246,16 @@ def test_a_planted_circuit_is_found_and_nothing_else() -> None:
 def test_models_that_are_no_sums_are_refused() -> None:
     with pytest.raises(InputError, match="layer 0: only blocks with norms before"):
         Graph(build(models.decoder(16, placement="post")))
+
+
+def test_places_where_both_runs_are_the_same_are_not_run() -> None:
+    model = model_of()
+    clean, corrupt = torch.tensor([[3, 5, 7, 9, 2]]), torch.tensor([[3, 5, 8, 9, 2]])
+    metric = logit_difference([1], [2])
+    found = patch(model, clean, corrupt, metric, ["embed", "layers.0.heads"])
+    n_heads = model.layers[0].mixers[0].spec.n_heads
+    # The embedding differs in one place, heads from there on.
+    assert found.n_passes == 2 + 1 + 3 * n_heads
+    assert found.effects["embed"].tolist() == [0, 0, pytest.approx(1, abs=1e-4), 0, 0]
+    assert found.effects["layers.0.heads"][:2].abs().max() == 0
+    assert (found.effects["layers.0.heads"][2:] != 0).all()

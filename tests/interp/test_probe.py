@@ -75,3 +75,29 @@ def test_a_split_holds_out_some_of_each() -> None:
         split(torch.tensor([0, 0, 1]), share=0.3, seed=0)
     with pytest.raises(InputError, match="two labels or more"):
         fit_probe(torch.ones(3, 2), torch.zeros(3).long())
+
+
+def test_a_split_by_groups_leaves_no_group_on_both_sides() -> None:
+    z = torch.tensor([0, 1] * 10)
+    groups = [str(i // 4) for i in range(20)]
+    fit, held = split(z, share=0.4, seed=0, groups=groups)
+    assert sorted([*fit.tolist(), *held.tolist()]) == list(range(20))
+    assert len(held) == 8
+    assert {groups[i] for i in fit.tolist()}.isdisjoint(groups[i] for i in held.tolist())
+    with pytest.raises(InputError, match="give each group texts of every label"):
+        split(z, share=0.4, seed=0, groups=[str(i % 2) for i in range(20)])
+
+
+def test_what_only_a_group_shares_is_not_read_in_others() -> None:
+    # A column for each group that gives its labels away, turned about from group to group.
+    generator = torch.Generator().manual_seed(0)
+    z = torch.tensor([0, 1] * 40)
+    x = torch.zeros(80, 20)
+    for i in range(80):
+        x[i, i // 4] = 1.0 if z[i] else -1.0
+    x += 0.1 * torch.randn(80, 20, generator=generator)
+    states = {"embed": x, "late": x}
+    known = probe_layers(states, z, seed=1)
+    unknown = probe_layers(states, z, seed=1, groups=[str(i // 4) for i in range(80)])
+    assert known.of("late").accuracy > 0.9
+    assert unknown.of("late").accuracy < 0.75

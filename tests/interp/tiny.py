@@ -11,6 +11,7 @@ from worthit.nn.decoder import Decoder, build
 from worthit.spec.model import (
     Attention,
     FeedForward,
+    LatentAttention,
     Layer,
     LinearAttention,
     Mamba,
@@ -24,6 +25,10 @@ ATTENTION = Attention(n_heads=4, n_kv_heads=2, head_dim=4, rotary_dim=4)
 LAYER = Layer(mixers=(ATTENTION,), ffn=FeedForward(d_ff=24))
 SSM = Mamba2(n_heads=4, head_dim=8, d_state=4, n_groups=1, d_conv=4)
 LINEAR = LinearAttention(kind="retention", n_key_heads=2, n_value_heads=2, key_dim=4, value_dim=8)
+ADDITIVE = replace(LINEAR, kind="linear", n_value_heads=4, d_conv=3)
+LATENT = LatentAttention(
+    n_heads=4, kv_lora_rank=6, qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=5
+)
 MOE = MoE(n_experts=4, n_experts_per_token=2, expert=FeedForward(d_ff=12))
 
 LAYERS = {
@@ -34,6 +39,8 @@ LAYERS = {
     "mamba": Layer(mixers=(Mamba(d_inner=32, d_state=4, d_conv=4, dt_rank=2),), ffn=None),
     "mamba2": replace(LAYER, mixers=(SSM,)),
     "linear": replace(LAYER, mixers=(LINEAR,)),
+    "additive": replace(LAYER, mixers=(ADDITIVE,)),
+    "latent": replace(LAYER, mixers=(LATENT,)),
     "moe": replace(LAYER, ffn=MOE),
     "both": replace(LAYER, mixers=(ATTENTION, SSM)),
     "looped": replace(LAYER, n_loops=3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +24,17 @@ def need_interp() -> None:
         raise MissingCapability(
             "looking inside of a model needs the extra 'interp'", "pip install 'worthit[interp]'"
         ) from None
+
+
+def texts(name: str, *kinds: str) -> Any:
+    """The set called `name`, of the first of `kinds` that has one; else the file of that name."""
+    from worthit.interp.texts import Given
+    from worthit.lab.tasks.sets import rows, set_names
+
+    for kind in kinds:
+        if name in set_names(kind) and not Path(name).exists():
+            return Given(name, tuple(rows(name, kind)))
+    return name
 
 
 def share(value: float | None) -> str:

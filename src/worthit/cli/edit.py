@@ -8,7 +8,7 @@ import click
 
 from worthit.cli import _terminal
 from worthit.cli._case import Name
-from worthit.cli._inside import need_interp, share
+from worthit.cli._inside import need_interp, share, texts
 from worthit.cli._progress import Progress
 
 
@@ -35,7 +35,9 @@ def command(model: str, facts: str, out: str | None, layer: int, steps: int, is_
     from worthit.interp import run
 
     subject = run.load(model)
-    found = run.edited(subject, facts, layer=layer, out=out, n_steps=steps, on_work=Progress())
+    found = run.edited(
+        subject, texts(facts, "facts"), layer=layer, out=out, n_steps=steps, on_work=Progress()
+    )
     record = {"schema": "worthit.edit/1", "model": model, "data": facts, **found}
     if is_json:
         _terminal.show_json(record)

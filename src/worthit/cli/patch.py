@@ -8,7 +8,7 @@ import click
 
 from worthit.cli import _terminal
 from worthit.cli._case import Name
-from worthit.cli._inside import need_interp
+from worthit.cli._inside import need_interp, texts
 from worthit.cli._progress import Progress
 
 
@@ -49,7 +49,7 @@ def command(
     kind: Literal["noising", "denoising"] = "noising" if noising else "denoising"
     found = run.patched(
         subject,
-        data,
+        texts(data, "prompts"),
         points=points or ("layers.*.resid_pre",),
         kind=kind,
         is_estimate=estimate,

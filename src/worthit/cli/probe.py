@@ -8,7 +8,7 @@ import click
 
 from worthit.cli import _terminal
 from worthit.cli._case import Name, Size
-from worthit.cli._inside import cautions, need_interp, share
+from worthit.cli._inside import cautions, need_interp, share, texts
 from worthit.cli._progress import Progress
 
 
@@ -51,7 +51,12 @@ def command(
 
     subject = run.load(model)
     found = run.probed(
-        subject, data, points=points, position=position, n_samples=samples, on_work=Progress()
+        subject,
+        texts(data, "questions", "labels"),
+        points=points,
+        position=position,
+        n_samples=samples,
+        on_work=Progress(),
     )
     record = {"schema": "worthit.probe/1", "model": model, "data": data, **found}
     if is_json:

@@ -8,7 +8,7 @@ import click
 
 from worthit.cli import _terminal
 from worthit.cli._case import Name, Size
-from worthit.cli._inside import POINT, need_interp
+from worthit.cli._inside import POINT, need_interp, texts
 from worthit.cli._progress import Progress
 from worthit.cli.generate import read_prompt
 
@@ -78,7 +78,12 @@ def command(
     work = Progress()
     where = run.point_of(subject.model, layer, point)
     found, facts = run.direction_of(
-        subject, pairs=pairs, file=direction, point=where, position=position, on_work=work
+        subject,
+        pairs=None if pairs is None else texts(pairs, "pairs"),
+        file=direction,
+        point=where,
+        position=position,
+        on_work=work,
     )
     said = run.steered(
         subject,

@@ -34,6 +34,8 @@ from worthit.nn.tokens import Tokens
 Metric = Callable[[Tensor], Tensor]
 Kind = Literal["denoising", "noising"]
 BATCH = 32
+# Of a vector's largest number: two runs that differ by less computed the same.
+ROUNDING = 1e-6
 
 
 def logit_difference(right: Sequence[int], wrong: Sequence[int]) -> Metric:
@@ -56,7 +58,8 @@ class Patched:
         effects: by point `(n,)` a position each, `(n, n_heads)` where the point has heads: the mean
             over prompts.
         clean, corrupt: the metric of both runs, mean over prompts.
-        n_passes: of the model, forward or backward, of one prompt.
+        n_passes: of the model, forward or backward, of one prompt; none for places where both runs
+            computed the same.
     """
 
     effects: dict[str, Tensor]
@@ -112,11 +115,11 @@ def patch(
     names = expand(model, points)
     base, other = _both(clean, corrupt, kind)
     with torch.inference_mode():
-        before, after, given = _ends(model, base, other, metric, names)
+        before, after, own, given = _ends(model, base, other, metric, names)
         effects, done = {}, 0
-        total = sum(_places(given[name]).shape[0] for name in names)
+        total = sum(len(_places(own[name], given[name])) for name in names)
         for name in names:
-            places = _places(given[name])
+            places = _places(own[name], given[name])
             shares = []
             for start in range(0, len(places), max(batch // len(base), 1)):
                 some = places[start : start + max(batch // len(base), 1)]
@@ -126,7 +129,11 @@ def patch(
                 done += len(some)
                 if on_progress is not None:
                     on_progress(done, total)
-            effects[name] = torch.cat(shares).reshape(_grid(given[name]))
+            # Where both runs computed the same there is nothing to patch, and no effect.
+            grid = torch.zeros(given[name].shape[1:-1])
+            if len(places):
+                grid[places.unbind(1)] = torch.cat(shares)
+            effects[name] = grid
     ends = (before, after) if kind == "noising" else (after, before)
     return Patched(effects, float(ends[0].mean()), float(ends[1].mean()), kind, 2 + total)
 
@@ -144,7 +151,7 @@ def attribute(
     names = expand(model, points)
     base, other = _both(clean, corrupt, kind)
     with torch.inference_mode():
-        before, after, _ = _ends(model, base, other, metric, [])
+        before, after, *_ = _ends(model, base, other, metric, [])
         with capture(model, names, is_detached=True) as given:
             model(other)
         aims = {name: given[name].clone() for name in names}
@@ -186,31 +193,28 @@ def _both(clean: Tensor, corrupt: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
 
 def _ends(
     model: Decoder, base: Tensor, other: Tensor, metric: Metric, names: Sequence[str]
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The metric of both runs, and what the other one computed."""
-    before = metric(model(base))
-    if names:
+) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The metric of both runs, and what each of them computed."""
+    ends, values = [], []
+    for ids in (base, other):
         with capture(model, names, is_detached=True) as seen:
-            after = metric(model(other))
-        given = {name: seen[name] for name in names}
-    else:
-        after, given = metric(model(other)), {}
+            ends.append(metric(model(ids)))
+        values.append({name: seen[name] for name in names})
+    before, after = ends
     if bool(((after - before).abs() < 1e-6).any()):
         raise InputError(
             "prompts: the metric is the same for clean and corrupt; nothing to explain"
         )
-    return before, after, given
+    return before, after, values[0], values[1]
 
 
-def _grid(value: Tensor) -> tuple[int, ...]:
-    return tuple(value.shape[1:-1])
+def _places(own: Tensor, given: Tensor) -> Tensor:
+    """Indices `(n_places, 1 or 2)` of the vectors of `(batch, n, [n_heads,] d)` that differ.
 
-
-def _places(value: Tensor) -> Tensor:
-    """Every index `(n_places, 1 or 2)` of a vector in `value` `(batch, n, [n_heads,] d)`."""
-    return torch.cartesian_prod(*(torch.arange(s) for s in _grid(value))).reshape(
-        -1, value.ndim - 2
-    )
+    In a causal model none does before the first token that differs.
+    """
+    apart = (own - given).abs().amax(-1) > ROUNDING * given.abs().amax(-1)
+    return apart.any(0).nonzero()
 
 
 def _patched_run(model: Decoder, base: Tensor, name: str, given: Tensor, places: Tensor) -> Tensor:

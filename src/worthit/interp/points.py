@@ -18,8 +18,11 @@ and of layer i, `layers.i.` followed by
 | `heads` | what each head read `(batch, n, n_heads, head_dim)` | |
 
 Points without a shape above are `(batch, n, ...)`. A layer whose halves stand beside each other has
-no `resid_mid`; one without attention has no `q` ... `heads`. A `pattern` that is wanted takes the
-plain path, which writes all scores down. In a block that is applied several times the points inside
+no `resid_mid`; one without attention has no `q` ... `heads`, and what is said of a point that a
+layer lacks says why. Latent attention has a `pattern`, but its queries and keys come in two parts;
+additive linear attention has one too, over the tokens of the pass, whose rows lack to one what is
+read of the state of earlier passes. A `pattern` that is wanted takes the plain path, which writes
+all scores down. In a block that is applied several times the points inside
 are computed once an application.
 
 Methods of the model are replaced on the instance, and only while a point of theirs is wanted: a
@@ -40,6 +43,8 @@ from torch import Tensor, nn
 from worthit.errors import InputError, unknown_name
 from worthit.nn.attention.core import attention_weights, repeat_heads
 from worthit.nn.attention.gqa import GroupedQueryAttention
+from worthit.nn.attention.linear_attention import AdditiveAttention, attend_in_weights
+from worthit.nn.attention.mla import MultiHeadLatentAttention
 from worthit.nn.decoder import Block, Decoder
 from worthit.nn.ffn import FeedForward
 from worthit.nn.tokens import Tokens
@@ -90,15 +95,52 @@ def points_of_layer(block: Block) -> set[str]:
         there.add("heads")
     if isinstance(attention, GroupedQueryAttention):
         there |= {"q", "k", "v"}
-        if type(attention).recall is GroupedQueryAttention.recall:
-            there.add("pattern")
+    if attention is not None and not _no_pattern(attention):
+        there.add("pattern")
     return there
 
 
 def attention_of(block: Block) -> Any:
     """The one mixer of a block that has heads with an output matrix; None without, or of two."""
-    found = [m for m in block.mixers if hasattr(m, "o_proj") and hasattr(m.spec, "n_heads")]
+    found = [m for m in block.mixers if hasattr(m, "o_proj") and _n_heads(m)]
+    # Beside a softmax over tokens, a state is not what is asked for.
+    found = [m for m in found if hasattr(m.spec, "n_heads")] or found
     return found[0] if len(found) == 1 else None
+
+
+def _n_heads(mixer: Any) -> int:
+    """How many heads a mixer's output matrix reads; 0 where it has none."""
+    return int(getattr(mixer.spec, "n_heads", 0) or getattr(mixer.spec, "n_value_heads", 0))
+
+
+def _no_pattern(attention: Any) -> str:
+    """Why there are no weights of tokens to be seen; empty where there are."""
+    name = type(attention).__name__
+    if isinstance(attention, GroupedQueryAttention):
+        is_plain = type(attention).recall is GroupedQueryAttention.recall
+        return "" if is_plain else f"{name} never has the weights of all tokens"
+    if isinstance(attention, MultiHeadLatentAttention | AdditiveAttention):
+        return ""
+    return f"{name} reads a state in which tokens cannot be told apart"
+
+
+def _why_not(block: Block, point: str) -> str:
+    """Why a block lacks a point; empty where the list of those that it has says it."""
+    attention = attention_of(block)
+    if point in ("q", "k", "v", "pattern", "heads") and attention is None:
+        kinds = " beside ".join(type(m).__name__ for m in block.mixers)
+        return f"{kinds} has no heads of one output matrix" if kinds else "nothing mixes tokens"
+    if point == "pattern":
+        return _no_pattern(attention)
+    if point in ("q", "k", "v"):
+        if isinstance(attention, MultiHeadLatentAttention):
+            return "latent attention has queries and keys in two parts, and no values of its own"
+        return f"those of {type(attention).__name__} pass a feature map first; take mixer_in"
+    if point == "resid_mid" and block.is_parallel:
+        return "its halves stand beside each other"
+    if point == "ffn_hidden" and block.ffn is not None:
+        return f"{type(block.ffn).__name__} has no one matrix that reads its neurons"
+    return ""
 
 
 def expand(model: Decoder, names: str | Iterable[str]) -> list[str]:
@@ -136,9 +178,11 @@ def width(model: Decoder, name: str) -> int:
 def _no_such_point(model: Decoder, name: str, known: Sequence[str]) -> InputError:
     before, _, last = name.rpartition(".")
     own = [point.rpartition(".")[2] for point in known if point.rpartition(".")[0] == before]
-    if own and last in OF_LAYER:
-        return InputError(f"{name}: this layer has no such point; it has {', '.join(own)}")
     parts = name.split(".")
+    if own and last in OF_LAYER:
+        why = _why_not(model.layers[int(parts[1])], last)
+        because = f": {why}" if why else ""
+        return InputError(f"{name}: this layer has no such point{because}; it has {', '.join(own)}")
     if len(parts) == 3 and parts[0] == "layers" and parts[1].isdecimal() and not own:
         return InputError(
             f"{name}: there is no layer {parts[1]}, got a model of {len(model.layers)}; "
@@ -288,21 +332,37 @@ class Taps:
 
             self._replace(attention, "recall", recalled)
         if "pattern" in wanted:
-
-            def attend(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
-                how.pop("is_causal")  # the mask says it too
-                weights = self.fire(prefix + "pattern", attention_weights(q, k, **how))
-                return weights @ repeat_heads(v, q.shape[1] // k.shape[1])
-
-            self._replace(attention, "attend", attend)
+            self._replace(attention, "attend", self._weighing(attention, prefix + "pattern"))
         if "heads" in wanted:
-            n_heads = attention.spec.n_heads
+            n_heads = _n_heads(attention)
 
             def read(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
                 by_head = args[0].unflatten(-1, (n_heads, -1))
                 return (self.fire(prefix + "heads", by_head).flatten(-2),)
 
             self._hook(attention.o_proj.register_forward_pre_hook(read))
+
+    def _weighing(self, attention: Any, name: str) -> Callable[..., Any]:
+        """What a mixer's `attend` is replaced by, so that its weights pass `name`."""
+        if isinstance(attention, AdditiveAttention):
+
+            def in_weights(
+                q: Tensor, k: Tensor, v: Tensor, weight: Tensor, state: Tensor | None
+            ) -> tuple[Tensor, Tensor]:
+                return attend_in_weights(q, k, v, weight, state, lambda w: self.fire(name, w))
+
+            return in_weights
+        n_heads = _n_heads(attention)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+            how.pop("is_causal", None)  # the mask says it too
+            weights = attention_weights(q, k, **how)
+            # Of absorbed latents, heads stand among the queries.
+            by_head = weights.reshape(len(weights), n_heads, -1, weights.shape[-1])
+            weights = self.fire(name, by_head).reshape(weights.shape)
+            return weights @ repeat_heads(v, q.shape[1] // k.shape[1])
+
+        return attend
 
 
 _TAPS: WeakKeyDictionary[Decoder, Taps] = WeakKeyDictionary()

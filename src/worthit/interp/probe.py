@@ -12,7 +12,7 @@ arXiv:1909.03368): `probe_layers` puts beside it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,13 +156,19 @@ class ProbeReport:
         }
 
 
-def split(z: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def split(
+    z: Tensor, *, share: float, seed: int, groups: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
     """Row numbers to fit and to hold out: `share` of each label is held out, one row at least.
 
+    With `groups`, a group of each row, it is `share` of the groups that is held out, whole.
+
     Raises:
-        InputError: a label with a single row.
+        InputError: a label with a single row, or one that stands on one side of the groups alone.
     """
     generator = torch.Generator().manual_seed(seed)
+    if groups is not None:
+        return _split_groups(z, groups, share, generator)
     fit, held = [], []
     for label in z.unique().tolist():
         rows = (z == label).nonzero()[:, 0]
@@ -175,18 +181,43 @@ def split(z: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat(fit), torch.cat(held)
 
 
+def _split_groups(
+    z: Tensor, groups: Sequence[str], share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    names = sorted(set(groups))
+    order = torch.randperm(len(names), generator=generator).tolist()
+    n = min(max(round(share * len(names)), 1), len(names) - 1)
+    out = {names[i] for i in order[:n]}
+    is_held = torch.tensor([group in out for group in groups])
+    fit, held = (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
+    for part in (fit, held):
+        if len(z[part].unique()) < len(z.unique()):
+            raise InputError(
+                f"groups: some label is in few of the {len(names)} groups, and was left out of one "
+                "side of the split; give each group texts of every label"
+            )
+    return fit, held
+
+
 def probe_layers(
-    states: Mapping[str, Tensor], z: Tensor, *, share: float = 0.3, seed: int = 0
+    states: Mapping[str, Tensor],
+    z: Tensor,
+    *,
+    share: float = 0.3,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> ProbeReport:
     """Probe every point, with its controls, on the same rows.
 
     Args:
         states: `(n, d)` by point, from first to last; the first is layer 0, the baseline.
         z: `(n,)` labels as whole numbers.
-        share: held out, of each label.
+        share: held out, of each label, or of the groups.
+        groups: of each row, what must stay on one side: a template, a pair, a person.
     """
-    fit, held = split(z, share=share, seed=seed)
-    inner, tune = (fit[part] for part in split(z[fit], share=0.25, seed=seed + 1))
+    fit, held = split(z, share=share, seed=seed, groups=groups)
+    own = None if groups is None else [groups[i] for i in fit.tolist()]
+    inner, tune = (fit[part] for part in split(z[fit], share=0.25, seed=seed + 1, groups=own))
     shuffled = z[fit][torch.randperm(len(fit), generator=torch.Generator().manual_seed(seed))]
     majority = float(torch.stack([(z[held] == c).double().mean() for c in z.unique()]).max())
     readings, probes, tuned = [], {}, {}

@@ -27,6 +27,7 @@ from worthit.interp.probe import probe_layers
 from worthit.interp.steering import Intervention, ablate, add, without_direction, written
 from worthit.interp.texts import (
     Position,
+    Texts,
     encode_all,
     fact_of,
     kind_of,
@@ -90,7 +91,7 @@ def point_of(model: Decoder, layer: int | None, point: str | None) -> str:
 def direction_of(
     subject: Subject,
     *,
-    pairs: str | Path | None,
+    pairs: Texts | None,
     file: str | Path | None,
     point: str,
     position: Position = "last",
@@ -123,7 +124,7 @@ def direction_of(
     along = torch.cat([sides[0][held], sides[1][held]]) @ trial.unit
     parts = auroc(along.tolist(), [1] * n_held + [0] * n_held)
     direction = from_pairs(
-        sides[0], sides[1], point, note=f"{len(rows)} pairs of {Path(pairs).name}"
+        sides[0], sides[1], point, note=f"{len(rows)} pairs of {Path(str(pairs)).name}"
     )
     stream = float(torch.cat(sides).norm(dim=-1).mean())
     facts = {
@@ -205,7 +206,7 @@ def bake(subject: Subject, direction: Direction, out: str | Path) -> None:
 
 def probed(
     subject: Subject,
-    path: str | Path,
+    path: Texts,
     *,
     points: Sequence[str] = (),
     position: Position = "last",
@@ -244,7 +245,9 @@ def probed(
     ids = encode_all(subject.tokenizer, [row["text"] for row in rows])
     say = None if on_work is None else (lambda i, n: on_work("texts", i, n))
     found_states = states(subject.model, ids, wanted, position=position, on_progress=say)
-    report = probe_layers(found_states, z)
+    groups = [str(row.get("group", i)) for i, row in enumerate(rows)]
+    has_groups = len(set(groups)) < len(rows)
+    report = probe_layers(found_states, z, groups=groups if has_groups else None)
     return {"kind": "labels", "n": len(rows), "labels": names, "position": position} | (
         report.to_json()
     )
@@ -255,7 +258,7 @@ def probed(
 
 def patched(
     subject: Subject,
-    path: str | Path,
+    path: Texts,
     *,
     points: Sequence[str] = ("layers.*.resid_pre",),
     kind: patching.Kind = "denoising",
@@ -312,7 +315,7 @@ def patched(
 
 def edited(
     subject: Subject,
-    path: str | Path,
+    path: Texts,
     *,
     layer: int,
     out: str | Path | None = None,

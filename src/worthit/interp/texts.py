@@ -3,7 +3,8 @@
 One object a line. Which kind a file is, its keys say:
 
     {"positive": "...", "negative": "..."}             contrast pairs, for directions
-    {"text": "...", "label": "..."}                    labelled texts, for probes
+    {"text": "...", "label": "..."}                    labelled texts, for probes; texts of one
+                                                       "group" stay on one side of a split
     {"question": "...", "answer": "..."}               questions with their answer, for detectors;
                                                        "answer" may be a list of right ones
     {"clean": "...", "corrupt": "...", "right": "...", "wrong": "..."}        for patching
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 # Keys that must be there, by kind, and what else may be.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pairs": (("positive", "negative"), ()),
-    "labels": (("text", "label"), ()),
+    "labels": (("text", "label"), ("group",)),
     "questions": (("question", "answer"), ()),
     "prompts": (("clean", "corrupt", "right", "wrong"), ()),
     "facts": (("prompt", "subject", "target"), ("truth", "paraphrases", "neighbours")),
@@ -41,12 +43,28 @@ Position = Literal["last", "mean"]
 MAX_PROBLEMS = 20
 
 
-def read_rows(path: str | Path, kind: str) -> list[dict[str, Any]]:
-    """The rows of a JSONL file of `kind`.
+@dataclass(frozen=True)
+class Given:
+    """Rows that need no file: a set that comes with the package, by its name."""
+
+    name: str
+    rows: tuple[Mapping[str, Any], ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Texts = str | Path | Given
+
+
+def read_rows(path: Texts, kind: str) -> list[dict[str, Any]]:
+    """The rows of a JSONL file of `kind`, or those that are given.
 
     Raises:
         InputError: no such file, or any line that is not as it should be: all of them, by number.
     """
+    if isinstance(path, Given):
+        return [dict(row) for row in path.rows]
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{path}: there is no such file")
@@ -156,8 +174,10 @@ def fact_of(row: Mapping[str, Any]) -> Fact:
     )
 
 
-def kind_of(path: str | Path, kinds: Sequence[str]) -> str:
+def kind_of(path: Texts, kinds: Sequence[str]) -> str:
     """Which of `kinds` the first line of a file is; the first of them where that is unclear."""
+    if isinstance(path, Given):
+        return next(kind for kind in kinds if set(KINDS[kind][0]) <= set(path.rows[0]))
     file = Path(path)
     if file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -23,6 +23,7 @@ rules: projections, short convolution, output norm and gate. One file a rule.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -141,16 +142,30 @@ class AdditiveAttention(LinearMixer):
         past = (None, None) if cache is None else (cache.get("state"), cache.get("normaliser"))
         state, normaliser = past
         z = k.cumsum(dim=2) if normaliser is None else k.cumsum(dim=2) + normaliser[:, :, None]
-        out, state = attend_in_chunks(
-            self.repeated(q), self.repeated(k), v, state, chunk=self.spec.chunk
-        )
         if cache is not None:
-            cache["state"], cache["normaliser"] = state, z[:, :, -1].contiguous()
+            cache["normaliser"] = z[:, :, -1].contiguous()
         weight = (q * z).sum(dim=-1, keepdim=True)
         if real is not None:
             # Nothing precedes padding: 0 / 0 there, which nobody reads.
             weight = weight.masked_fill(~real[:, None, :, None], 1.0)
-        return out / self.repeated(weight)
+        out, state = self.attend(
+            self.repeated(q), self.repeated(k), v, self.repeated(weight), state
+        )
+        if cache is not None:
+            cache["state"] = state
+        return out
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs and the last state, in chunks; whoever wants the weights puts another here.
+
+        Args:
+            q, k: features, `(batch, n_value_heads, n, key_dim)`.
+            weight: what normalises each query, `(batch, n_value_heads, n, 1)`.
+        """
+        out, state = attend_in_chunks(q, k, v, state, chunk=self.spec.chunk)
+        return out / weight, state
 
 
 def feature_map(x: Tensor) -> Tensor:
@@ -178,6 +193,26 @@ def attend_in_order(
 def attend_at_once(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Unnormalised outputs by the lower half of all scores."""
     return (q @ k.transpose(-1, -2)).tril() @ v
+
+
+def attend_in_weights(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    seen: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """As `AdditiveAttention.attend`, with `seen(weights)` `(batch, heads, n, n)` as the weights.
+
+    Rows sum to one at the start of a sequence; later the rest is what is read of the state, in
+    which the tokens of the past cannot be told apart any more.
+    """
+    out = seen((q @ k.transpose(-1, -2)).tril() / weight) @ v
+    added = k.transpose(-1, -2) @ v
+    if state is None:
+        return out, added
+    return out + q @ state / weight, state + added
 
 
 def attend_in_chunks(

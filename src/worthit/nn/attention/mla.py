@@ -182,7 +182,7 @@ class MultiHeadLatentAttention(Mixer):
         k_nope, v = up.split((a.qk_nope_head_dim, a.v_head_dim), dim=-1)
         k_rope = rotary_keys[:, None].expand(-1, a.n_heads, -1, -1)
         q, k = cat([q_nope, q_rope], dim=-1), cat([k_nope, k_rope], dim=-1)
-        return attend(q, k, v, scale=self.scale, mask=mask, is_causal=is_causal, bias=bias)
+        return self.attend(q, k, v, scale=self.scale, mask=mask, is_causal=is_causal, bias=bias)
 
     def attend_absorbed(
         self,
@@ -203,7 +203,7 @@ class MultiHeadLatentAttention(Mixer):
         q = cat([q_latent, q_rope], dim=-1).flatten(1, 2)[:, None]  # (batch, 1, n_heads * n, width)
         k = cat([latents, rotary_keys], dim=-1)[:, None]
         n = q_nope.shape[2]
-        seen = attend(
+        seen = self.attend(
             q,
             k,
             latents[:, None],
@@ -212,6 +212,10 @@ class MultiHeadLatentAttention(Mixer):
             bias=None if bias is None else _by_head(bias, a.n_heads, n),
         )
         return einsum("bhnr,hdr->bhnd", seen[:, 0].unflatten(1, (a.n_heads, n)), value_up)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        """`core.attend`, which whoever wants to see the weights puts another in place of."""
+        return attend(q, k, v, **how)
 
     def _turned(self, q: Tensor, keys: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """The rotary parts of queries and of the shared key, turned by their positions."""
