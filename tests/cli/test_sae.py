@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 from decode.tiny import checkpoint
 
 from worthit.cli.main import run
+from worthit.interp import shards
 from worthit.interp.sae import session
 
 AT = ["--at", "layers.0.resid_post"]
@@ -119,6 +121,43 @@ def test_the_same_command_continues(
         (tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("whole", "cut")
     )
     assert whole == cut
+
+
+def test_a_time_is_kept_where_the_plan_was_wrong(
+    model: str, text: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A million updates do not fit in three seconds: the training ends earlier, and whole."""
+    line = [*AT, *SHORT, "--steps", "1000000", "--minutes", "0.05", *FP32, *text, "--json"]
+    started = time.monotonic()
+    assert run(["sae", "train", model, str(tmp_path / "out"), *line]) == 0
+    assert time.monotonic() - started < 9
+    out, said = capsys.readouterr()
+    record = json.loads(out)
+    assert 0 < record["saes"]["topk"]["steps"] < 1_000_000
+    assert re.search(r"1,000,000 steps .* evaluation on \d+ sequences \(.*\): .* in all", said)
+
+
+def test_a_slow_capture_leaves_time_to_train(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shard takes half of the time for everything: one is all that is captured."""
+    long = tmp_path / "text.txt"
+    long.write_text("the cat sat on the mat and the dog sat on the log, said 12 of them. " * 400)
+    text = ["--text", str(long)]
+    write, now = shards._write, [0.0]
+
+    def slow(path, tensors):
+        now[0] += 60.0
+        write(path, tensors)
+
+    monkeypatch.setattr(shards, "_write", slow)
+    monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
+    line = [*AT, *SHORT, "--tokens", "4000", "--minutes", "2", *FP32, *text, "--keep", "--json"]
+    assert run(["sae", "train", model, str(tmp_path / "out"), *line]) == 0
+    written = list((tmp_path / "out" / "activations").glob("*.safetensors"))
+    assert len(written) == 1
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["plan"]["n_shards"] == 1
+    assert run(["sae", "train", model, str(tmp_path / "out"), *line]) == 0
 
 
 @pytest.mark.parametrize(

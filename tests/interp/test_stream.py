@@ -92,6 +92,19 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_enough_is_the_first_shards(tmp_path) -> None:
+    source = source_of()
+    store = write_activations(source, tmp_path, shard_bytes=1_000, is_enough=lambda i, of: i >= 2)
+    assert len(store.paths) == 2
+    want = torch.cat([c[AT[0]] for c in source.chunks()])[: store.n_rows]
+    got = torch.cat([c[AT[0]] for c in store.chunks()])
+    assert_close(got, want, atol=0.02, rtol=0.02)
+    assert len(Store(tmp_path, n_shards=2).paths) == 2
+    with pytest.raises(InputError, match="shards are missing"):
+        Store(tmp_path)
+    assert write_activations(source, tmp_path, shard_bytes=1_000).n_rows == 72
+
+
 def test_other_text_and_damage_are_noticed(tmp_path) -> None:
     write_activations(source_of(), tmp_path)
     with pytest.raises(InputError, match=r"something else \(digest, n_rows"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from worthit.decode.tokenizer import Tokenizer
-    from worthit.interp.sae.session import Plan, Settings
+    from worthit.interp.sae.plan import Plan, Settings
     from worthit.nn.decoder import Decoder
 
 # Sequences of running text that features are looked for in, unless more are asked for.
@@ -74,7 +75,11 @@ def command() -> None:
     help="Latents a token: counted out, or what the penalty is turned to.",
 )
 @click.option("--penalty", type=float, help="A fixed one instead, of standard, gated, jumprelu.")
-@click.option("--minutes", type=float, help="For everything; speeds are measured first.")
+@click.option(
+    "--minutes",
+    type=float,
+    help="For everything, loading included; speeds are measured first, and it ends by then.",
+)
 @click.option("--tokens", type=Size(), help="To capture, in place of half of the time.")
 @click.option("--steps", type=Size(), help="Updates, in place of the rest of the time.")
 @click.option("--batch", type=Size(), default=1024, show_default=True, help="Rows of an update.")
@@ -107,12 +112,16 @@ def train(
 ) -> None:
     """Train autoencoders on the activations of a model over text.
 
-    What it takes is said first. OUT gets the layout of sae_lens, one folder a kind where there are
+    What it takes is said first, and --minutes is kept where the machine turns out slower: loading
+    and evaluation are in it. OUT gets the layout of sae_lens, one folder a kind where there are
     several. The same command continues an interrupted run.
     """
+    started = time.monotonic()
     _need_torch()
-    from worthit.interp.sae.session import ACTIVATIONS, N_EVALUATED, Settings, agree, plan_run, run
+    from worthit.interp.sae.plan import N_EVALUATED, Settings, agree, plan_run
+    from worthit.interp.sae.session import ACTIVATIONS, run
 
+    ends = None if minutes is None else started + 60 * minutes
     loaded, tokenizer, path = _load(model, dtype)
     settings = Settings(
         at=at,
@@ -132,8 +141,15 @@ def train(
         ids, held_out = ids[:-n], ids[-n:]
 
     def make() -> Plan:
-        seconds = None if minutes is None else minutes * 60
-        return plan_run(loaded, ids, settings, seconds=seconds, n_tokens=tokens, steps=steps)
+        return plan_run(
+            loaded,
+            ids,
+            settings,
+            seconds=None if ends is None else ends - time.monotonic(),
+            n_tokens=tokens,
+            steps=steps,
+            n_held_out=len(held_out),
+        )
 
     text = "the standard library" if text_file is None else str(text_file)
     plan = make() if is_plan else agree(out, settings, make, text)
@@ -151,6 +167,7 @@ def train(
             out,
             about={"model": str(path), "text": text},
             on_progress=progress,
+            ends=ends,
         )
     except KeyboardInterrupt:
         _terminal.note("the same command goes on from here")
@@ -454,7 +471,9 @@ def _say_plan(plan: Plan, settings: Settings) -> None:
     _terminal.note(
         f"{plan.n_rows:,} tokens captured ({time_text(plan.capture_s)}, "
         f"{size_text(plan.disk_bytes)} on disk), then {plan.steps:,} steps of {settings.batch:,} "
-        f"({time_text(plan.train_s)}, {size_text(plan.train_bytes)} of memory)"
+        f"({time_text(plan.train_s)}, {size_text(plan.train_bytes)} of memory), then evaluation on "
+        f"{plan.n_evaluated} sequences ({time_text(plan.evaluate_s)}): "
+        f"{time_text(plan.seconds)} in all"
     )
 
 

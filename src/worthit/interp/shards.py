@@ -40,12 +40,14 @@ def write_activations(
     dtype: str = "bf16",
     shard_bytes: int = SHARD_BYTES,
     on_progress: Callable[[int, int], None] | None = None,
+    is_enough: Callable[[int, int], bool] | None = None,
 ) -> Store:
     """Write all rows of `source`; continue where an earlier run of the same was stopped.
 
     Args:
         dtype: `fp32`, `bf16` or `fp16`.
         on_progress: is told sequences done, and all.
+        is_enough: asked after each shard, of shards written and all; true leaves it at those.
 
     Raises:
         InputError: the folder holds activations of something else, or a value does not fit `dtype`.
@@ -57,6 +59,7 @@ def write_activations(
     each = max(shard_bytes // (row_bytes * source.rows_each) // source.batch, 1) * source.batch
     about = _about(source, dtype, each)
     _agree(folder, about)
+    n_shards = about["n_shards"]
     for i, first in enumerate(range(0, len(source.ids), each)):
         ids = source.ids[first : first + each]
         path = folder / f"{i:05}.safetensors"
@@ -66,17 +69,22 @@ def write_activations(
             _write(path, {name: _narrow(name, t, DTYPES[dtype]) for name, t in rows.items()})
         if on_progress is not None:
             on_progress(min(first + each, len(source.ids)), len(source.ids))
+        if is_enough is not None and i + 1 < n_shards and is_enough(i + 1, n_shards):
+            return Store(folder, n_shards=i + 1)
     return Store(folder)
 
 
 class Store:
     """Activations that were written.
 
+    Args:
+        n_shards: the first so many of its shards; None for all.
+
     Raises:
         InputError: no such folder, or not all of its shards.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, n_shards: int | None = None) -> None:
         self.folder = Path(folder)
         try:
             about = json.loads((self.folder / ABOUT).read_text())
@@ -84,10 +92,12 @@ class Store:
             raise InputError(f"{self.folder}: holds no activations: {error.strerror}") from None
         self.names: tuple[str, ...] = tuple(about["widths"])
         self.widths: dict[str, int] = about["widths"]
-        self.n_rows: int = about["n_rows"]
         self.rows_each: int = about["rows_each"]
         self.about: dict[str, Any] = about
-        self.paths = [self.folder / f"{i:05}.safetensors" for i in range(about["n_shards"])]
+        n_shards = about["n_shards"] if n_shards is None else min(n_shards, about["n_shards"])
+        most = n_shards * about["sequences_a_shard"] * self.rows_each
+        self.n_rows: int = min(about["n_rows"], most)
+        self.paths = [self.folder / f"{i:05}.safetensors" for i in range(n_shards)]
         missing = [path.name for path in self.paths if not path.exists()]
         if missing:
             raise InputError(

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from interp.sae.reference import WIDTH, D, library, sae_of, some_inputs, theirs_of
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from worthit.errors import InputError
@@ -16,8 +17,8 @@ from worthit.interp.sae.kinds import KINDS
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-def used(kind: str):
-    sae = sae_of(kind)
+def used(kind: str, **options: object):
+    sae = sae_of(kind, **options)
     if kind == "batchtopk":
         sae.level.fill_(0.4)
     return sae
@@ -95,11 +96,83 @@ def test_a_scale_that_was_not_folded(tmp_path) -> None:
     assert_close(load_sae(tmp_path)(x), plain(2 * x) / 2, **CLOSE)
 
 
+def test_a_scale_beside_a_checkpoint(tmp_path) -> None:
+    x = some_inputs()
+    released(tmp_path, normalize_activations="expected_average_only_in")
+    plain = load_sae(tmp_path)
+    (tmp_path / "activation_scaler.json").write_text('{"scaling_factor": 2.0}')
+    assert_close(load_sae(tmp_path)(x), plain(2 * x) / 2, **CLOSE)
+    (tmp_path / "activation_scaler.json").write_text("{")
+    with pytest.raises(InputError, match=r"activation_scaler\.json: cannot be read"):
+        load_sae(tmp_path)
+
+
+def whitened(kind: str, folder, **options: object):
+    """A folder whose training saw whitened inputs, and what it made of them."""
+    sae = used(kind, **options)
+    save_sae(sae, folder)
+    path = folder / "cfg.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "normalize_activations": "covariance_whitening"}))
+    generator = torch.Generator().manual_seed(5)
+    there = torch.randn(D, D, generator=generator).double() + 2 * torch.eye(D).double()
+    mean, back = torch.randn(D, generator=generator).double(), there.inverse()
+    tensors = {"mean": mean, "matrix": there, "inverse_matrix": back.contiguous()}
+    save_file(tensors, folder / "activation_whitening.safetensors")
+    z = ((some_inputs() - mean) @ there).float()
+    return sae.encode(z), (sae(z).double() @ back + mean).float()
+
+
+@pytest.mark.parametrize("is_centred", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whitened_inputs(kind: str, is_centred: bool, tmp_path) -> None:
+    """arXiv:2511.13981: the same latents, and a reconstruction where the inputs are."""
+    latents, y = whitened(kind, tmp_path, is_centred=is_centred)
+    sae, x = load_sae(tmp_path), some_inputs()
+    assert_close(sae.encode(x), latents, atol=2e-4, rtol=1e-4)
+    assert_close(sae(x), y, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["expected_average_only_in", "covariance_whitening"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_of_theirs(kind: str, way: str, tmp_path) -> None:
+    """A training that is not over, and what sae_lens makes of its scaler when it is."""
+    library()
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    x, theirs = 3 * some_inputs(2000) + 1, theirs_of(used(kind))
+    theirs.cfg.normalize_activations = way
+    if kind == "batchtopk":
+        theirs.topk_threshold.fill_(0.4)
+    scaler = ActivationScaler()
+    if way == "covariance_whitening":
+        scaler.estimate_whitening(D, iter([x]), n_batches_for_norm_estimate=1)
+    else:
+        scaler.estimate_scaling_factor(D, iter([x]), n_batches_for_norm_estimate=1)
+    theirs.save_model(tmp_path)
+    scaler.save(str(tmp_path / "activation_scaler.json"))
+    z = scaler.scale(x)
+    theirs.eval()
+    want = scaler.unscale(theirs(z))
+    got = load_sae(tmp_path)
+    if kind == "batchtopk":
+        # Their training class takes the batch's largest; in use all above the level are on.
+        h = (z - theirs.b_dec) @ theirs.W_enc + theirs.b_enc
+        h = h * theirs.W_dec.norm(dim=-1)
+        want = scaler.unscale(theirs.decode(h * (h > 0.4)))
+    assert_close(got(x), want, atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architecture": "temporal"}, "architecture 'temporal' is not implemented"),
-        ({"normalize_activations": "covariance_whitening"}, "'covariance_whitening' is not impl"),
+        (
+            {"normalize_activations": "covariance_whitening"},
+            r"trained on whitened inputs .* activation_whitening\.safetensors cannot be read",
+        ),
+        ({"normalize_activations": "quantile"}, "'quantile' is not implemented"),
         ({"activation_fn_str": "tanh-relu"}, "'tanh-relu' is not implemented"),
         ({"d_sae": None}, "d_sae missing"),
         ({"d_sae": WIDTH + 1}, r"encoder: must be \[41, 10\], got \[40, 10\]"),

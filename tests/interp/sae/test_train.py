@@ -143,3 +143,23 @@ def test_penalties_are_turned_to_a_number_of_latents(kind: str) -> None:
     train_together({kind: training}, stream(128))
     training.finish()
     assert fit_of(sae, [planted(1000, 88)[0]]).l0 == pytest.approx(2.5, rel=0.15)
+
+
+def test_a_training_that_is_made_shorter_ends_as_one_that_was() -> None:
+    """The rate comes down over the same share of the steps; it is never made longer."""
+    torch.manual_seed(0)
+    training = Training(make_sae("topk", d_in=D, width=WIDTH, k=2), SaeRecipe(steps=1000))
+    training.shorten(2000)
+    assert training.recipe.steps == 1000
+    batches, rates = stream(), []
+    while training.step < training.recipe.steps:
+        training.update(next(batches)["x"])
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        if training.step == 10:
+            training.shorten(20)
+    assert training.step == 20
+    assert rates[-1] == pytest.approx(SaeRecipe(steps=20).lr_at(19))
+    assert rates[-1] < rates[10] / 2
+    again = Training(make_sae("topk", d_in=D, width=WIDTH, k=2), SaeRecipe(steps=1000))
+    again.restore(training.state())
+    assert again.recipe.steps == 20

@@ -211,6 +211,23 @@ class SparseAutoencoder(nn.Module):
         self.b_dec.div_(factor)
 
     @torch.no_grad()
+    def whiten_inputs(self, mean: Tensor, there: Tensor, back: Tensor) -> None:
+        """Make it read `x` where it was trained on `(x - mean) there`.
+
+        Its latents stay the same numbers; reconstructions come back by `y back + mean`.
+
+        Args:
+            mean: `(d_in,)`.
+            there, back: `(d_in, d_in)`, inverse to each other; computed with in their precision.
+        """
+        encoder = self.encoder.to(there) @ there.T
+        self.encoder.copy_(encoder)
+        if not self.config.is_centred:
+            self.shift_latents((encoder @ mean).to(self.encoder))
+        self.decoder.copy_(self.decoder.to(back) @ back)
+        self.b_dec.copy_(self.b_dec.to(back) @ back + mean)
+
+    @torch.no_grad()
     def fold_norms(self) -> None:
         """Make decoder rows unit vectors, and latents as large as what they contribute."""
         norms = self.norms.clamp_min(1e-8)
@@ -221,6 +238,10 @@ class SparseAutoencoder(nn.Module):
     def scale_latents(self, by: Tensor) -> None:
         """What a kind has to multiply when its pre-activations are, `by` `(width,)`."""
         self.b_enc.mul_(by)
+
+    def shift_latents(self, by: Tensor) -> None:
+        """Make up for pre-activations that are larger, `by` `(width,)`."""
+        self.b_enc.sub_(by)
 
 
 def options_of(config: SaeConfig) -> dict[str, Any]:

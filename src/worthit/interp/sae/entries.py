@@ -6,10 +6,10 @@ coordinates, and decoding, its gradients and the encoder's are products with spa
 and some forty times smaller. Where they are many (the beginning of training with a penalty), `All`
 is the plain dense computation. A loss is written once, for either:
 
-    e = entries(x, sae, mask)
-    f = e.h.relu()                       # values at the places of `mask`
-    penalty = (f * e.of(norms)).sum()    # `of` brings a number a latent to them
-    y = e.decode(f, sae.decoder)         # (batch, d), without bias
+    e = encoded.where(encoded.h > 0)
+    f = e.h.relu()                         # off outside of the mask, which `All` does not apply
+    penalty = e.weighted(f, sae.norms)     # the sum of values times a number a latent
+    y = e.decode(f, sae.decoder)           # (batch, d), without bias
 """
 
 from __future__ import annotations
@@ -30,21 +30,17 @@ with warnings.catch_warnings():
 
 
 class All:
-    """All latents of all rows; those outside of the mask count as off."""
+    """All latents of all rows, `n_on` of them inside of the mask; the others must be made 0."""
 
-    def __init__(self, h: Tensor, mask: Tensor) -> None:
-        self.h, self.mask = h, mask
+    def __init__(self, h: Tensor, n_on: int) -> None:
+        self.h, self.n_on = h, n_on
 
-    def of(self, per_latent: Tensor) -> Tensor:
-        """`(width,)` to what broadcasts with `h`."""
-        return per_latent
-
-    def only(self, values: Tensor) -> Tensor:
-        """`values` where the mask is, else 0."""
-        return torch.where(self.mask, values, 0.0)
+    def weighted(self, values: Tensor, per_latent: Tensor) -> Tensor:
+        """The sum of values times a number a latent `(width,)`."""
+        return values.sum(0) @ per_latent
 
     def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
-        """`(batch, d)` of values that are 0 outside of the mask."""
+        """`(batch, d)` of values that are 0 where they are off."""
         return values @ decoder
 
     def fired(self, values: Tensor) -> Tensor:
@@ -58,14 +54,15 @@ class Few:
     def __init__(self, h: Tensor, rows: Tensor, cols: Tensor, shape: torch.Size) -> None:
         self.h, self.rows, self.cols, self.shape = h, rows, cols, shape
         self.places = Places(rows, cols, shape)
+        self.n_on = len(rows)
 
     def of(self, per_latent: Tensor) -> Tensor:
         """`(width,)` to `(n,)`."""
         return per_latent.index_select(0, self.cols)
 
-    def only(self, values: Tensor) -> Tensor:
-        """They are only there."""
-        return values
+    def weighted(self, values: Tensor, per_latent: Tensor) -> Tensor:
+        """The sum of values times a number a latent `(width,)`."""
+        return values @ self.of(per_latent)
 
     def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
         """`(batch, d)`."""
@@ -114,6 +111,25 @@ class Places:
         pattern = self.by_rows(torch.zeros_like(self.cols, dtype=left.dtype))
         found: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0)
         return found.values()
+
+
+def where_above(values: Tensor, others: Tensor) -> Tensor:
+    """`values` where `others` are above 0, else 0: one pass over both, without a mask."""
+    found: Tensor = torch.ops.aten.threshold_backward(values, others, 0.0)
+    return found
+
+
+def summed_at(where: Tensor, rows: Tensor) -> Tensor:
+    """The sum of `rows` `(batch, d)` where each latent is marked: `(width, d)`.
+
+    Args:
+        where: `(batch, width)`, ones and zeros.
+    """
+    if float(where.sum()) > FEW * where.numel():
+        return where.T @ rows
+    at, cols = where.nonzero(as_tuple=True)
+    places = Places(at, cols, where.shape)
+    return places.by_cols(torch.ones(len(places.cols), dtype=rows.dtype)) @ rows
 
 
 def _ends(index: Tensor, n: int) -> Tensor:
@@ -191,8 +207,9 @@ class Encoded:
 
     def where(self, mask: Tensor) -> Entries:
         """The entries of `mask` `(batch, width)`."""
-        if mask.sum() > FEW * mask.numel():
-            return All(self._with_graph(None), mask)
+        n_on = int(mask.sum())
+        if n_on > FEW * mask.numel():
+            return All(self._with_graph(None), n_on)
         rows, cols = mask.nonzero(as_tuple=True)
         return self.at(rows, cols)
 

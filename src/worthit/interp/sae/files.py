@@ -4,6 +4,13 @@ What is written is what is used: decoder rows of length 1, latents as large as w
 BatchTopK autoencoder as the JumpReLU one that it is in use. Older folders are read too: those that
 name an activation function in place of an architecture. What a config asks for and is not
 implemented is refused; a TopK autoencoder read as a rectified one would be no error, just wrong.
+
+What sae_lens does to inputs (`normalize_activations`), and what is made of it here: `layer_norm`
+and `constant_norm_rescale` are done to each input and undone, in use. `expected_average_only_in`,
+one factor, and `covariance_whitening`, an affine map, are folded into the weights when a training
+ends; a checkpoint of one that is not over has them beside (`activation_scaler.json`,
+`activation_whitening.safetensors`), and they are folded when it is read. A map that is not there is
+refused.
 """
 
 from __future__ import annotations
@@ -27,7 +34,11 @@ from worthit.train.history import disk_error
 
 LAYOUT = "6.0.0"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+# What sae_lens leaves beside the weights of a training that is not over.
+SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
+# Of each input; those of all inputs are folded into the weights.
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+FOLDED = ("expected_average_only_in", "covariance_whitening")
 # Biases and the like that are called the same on both sides.
 SAME = ("b_dec", "b_enc", "b_gate", "b_mag", "r_mag", "threshold")
 # Ours to transformer-lens', which names hooks in these folders.
@@ -130,11 +141,48 @@ def load_sae(folder: Path | str) -> SparseAutoencoder:
         tensors["level"] = tensors.pop("topk_threshold").double()
     sae = make_sae(kind, **options)
     _put(sae, tensors, folder)
-    scaling = config.get("norm_scaling_factor")
-    if config.get("normalize_activations") == "expected_average_only_in" and scaling:
-        sae.scale_inputs(float(scaling))
+    _fold(sae, config, folder)
     sae.requires_grad_(requires_grad=False).eval()
     return sae
+
+
+def _fold(sae: SparseAutoencoder, config: Mapping[str, Any], folder: Path) -> None:
+    """What was done to all inputs of a training, into the weights."""
+    normalisation = _normalisation(config)
+    if normalisation == "expected_average_only_in":
+        factor = config.get("norm_scaling_factor") or _read(folder / SCALER).get("scaling_factor")
+        # Without one it was folded when training ended.
+        if factor:
+            sae.scale_inputs(float(factor))
+    if normalisation == "covariance_whitening":
+        try:
+            found = load_file(folder / WHITENING)
+            sae.whiten_inputs(found["mean"], found["matrix"], found["inverse_matrix"])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise InputError(
+                f"{folder}: was trained on whitened inputs (normalize_activations is "
+                f"'covariance_whitening'), and {WHITENING} cannot be read ({error}); put the one "
+                "that its training wrote beside it, or take its final folder, where it is folded"
+            ) from None
+
+
+def _normalisation(config: Mapping[str, Any]) -> str:
+    """Its name; older configs have true or false."""
+    found = config.get("normalize_activations", "none")
+    if found is True:
+        return "expected_average_only_in"
+    return str(found) if found else "none"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    return found if isinstance(found, dict) else {}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -197,14 +245,8 @@ def _options(config: Mapping[str, Any], folder: Path) -> tuple[str, dict[str, An
         raise InputError(
             f"{folder}: the architecture {kind!r} is not implemented; known are {', '.join(known)}"
         )
-    normalisation = config.get("normalize_activations", "none")
-    if normalisation in (None, False):
-        normalisation = "none"
-    if normalisation is True:
-        normalisation = "expected_average_only_in"
-    scaled = normalisation == "expected_average_only_in"
-    # Without a factor it was folded into the weights when training ended.
-    normalisation = "none" if scaled else normalisation
+    normalisation = _normalisation(config)
+    normalisation = "none" if normalisation in FOLDED else normalisation
     if normalisation not in NORMALISATIONS:
         raise InputError(f"{folder}: normalize_activations {normalisation!r} is not implemented")
     if config.get("reshape_activations", "none") not in ("none", "hook_z"):

@@ -21,11 +21,13 @@ freezes the decoder in the last term; sae_lens does not, and neither does this b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from worthit.interp.sae.base import Objective, SaeConfig, SparseAutoencoder
+from worthit.interp.sae.entries import All, where_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,13 @@ class GatedSae(SparseAutoencoder):
         """Both squared errors, and the gates' penalty."""
         encoded = self.encoded(x)
         e = encoded.where(encoded.h > 0)
-        gate = e.only(e.h)
-        magnitude = e.of(self.r_mag.exp()) * (e.h - e.of(self.b_gate)) + e.of(self.b_mag)
+        # e^r (pi - b_gate) + b_mag, with what does not depend on the row put together.
+        scale = self.r_mag.exp()
+        shift = self.b_mag - scale * self.b_gate
+        if isinstance(e, All):
+            gate, magnitude = _Open.apply(e.h, scale, shift)
+        else:
+            gate, magnitude = e.h, (e.of(scale) * e.h + e.of(shift)).relu()
         decoder = self.decoder.detach() if self.config.is_frozen else self.decoder
         b_dec = self.b_dec.detach() if self.config.is_frozen else self.b_dec
         through = e.decode(gate, decoder) + b_dec
@@ -77,9 +84,9 @@ class GatedSae(SparseAutoencoder):
         return self.made(
             x,
             e,
-            e.only(magnitude.relu()),
+            magnitude,
             {
-                "penalty": penalty * (gate * e.of(norms)).sum(),
+                "penalty": penalty * e.weighted(gate, norms),
                 "gates": (through - x).square().sum() / len(x),
             },
         )
@@ -89,3 +96,28 @@ class GatedSae(SparseAutoencoder):
         """Both biases follow."""
         self.b_gate.mul_(by)
         self.b_mag.mul_(by)
+
+    @torch.no_grad()
+    def shift_latents(self, by: Tensor) -> None:
+        """Both biases make up for it; a magnitude is stretched by e^r."""
+        self.b_gate.sub_(by)
+        self.b_mag.sub_(by * self.r_mag.exp())
+
+
+class _Open(torch.autograd.Function):
+    """Gates and magnitudes of all latents: relu(pi), and relu(scale pi + shift) where pi > 0."""
+
+    @staticmethod
+    def forward(ctx: Any, pi: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        gate = pi.relu()
+        magnitude = where_above(torch.addcmul(shift, pi, scale).relu_(), gate)
+        ctx.save_for_backward(gate, magnitude, scale)
+        return gate, magnitude
+
+    @staticmethod
+    def backward(ctx: Any, d_gate: Tensor, d_magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, magnitude, scale = ctx.saved_tensors
+        d = where_above(d_magnitude, magnitude)
+        d_pi = where_above(d_gate, gate).addcmul_(d, scale)
+        # Where a magnitude is above 0 its gate is pi.
+        return d_pi, (d * gate).sum(0), d.sum(0)

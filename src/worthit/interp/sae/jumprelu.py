@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from worthit.interp.sae.base import Objective, SaeConfig, SparseAutoencoder
+from worthit.interp.sae.entries import All, summed_at, where_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +66,30 @@ class JumpReluSae(SparseAutoencoder):
     def objective(self, x: Tensor, *, dead: Tensor | None = None, warm: float = 1.0) -> Objective:
         """Squared error, and how many are on."""
         config, encoded = self.config, self.encoded(x)
-        # Below the threshold by half a bandwidth a latent still pulls at it.
-        e = encoded.where(encoded.h > self.threshold.detach() - config.bandwidth / 2)
-        theta = e.of(self.threshold)
-        f: Tensor = _Jump.apply(e.h, theta, config.bandwidth)
-        is_on: Tensor = _Step.apply(e.h, theta, config.bandwidth)
-        parts = {"penalty": config.penalty * warm / len(x) * e.only(is_on).sum()}
+        h, theta = encoded.h, self.threshold
+        # Few are on where many may be near: what is decoded is those that are on, and what is near
+        # matters to thresholds alone.
+        with torch.no_grad():
+            near = (h - theta).abs_().lt_(config.bandwidth / 2)
+            n_near = near.sum(0)
+        e = encoded.where(h > theta)
+        if isinstance(e, All):
+            f: Tensor = _Jump.apply(e.h, theta, near, config.bandwidth)
+            y = e.decode(f, self.decoder)
+        else:
+            f = e.h
+            y = _Pulled.apply(
+                e.decode(f, self.decoder), theta, near, self.decoder, config.bandwidth
+            )
+        n_on = e.n_on - (theta - theta.detach()) @ (n_near / config.bandwidth)
+        parts = {"penalty": config.penalty * warm / len(x) * n_on}
         if config.revive and dead is not None and bool(dead.any()):
             which = dead.nonzero()[:, 0]
             shift = self.b_dec if config.is_centred else 0.0
             h = (x - shift) @ self.encoder[which].T + self.b_enc[which]
             below = (self.threshold[which] - h).relu() * self.norms[which]
             parts["revive"] = config.revive * below.sum() / len(x)
-        return self.made(x, e, f, parts)
+        return self.made(x, e, f, parts, decoded=y)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -93,37 +105,40 @@ class JumpReluSae(SparseAutoencoder):
 
 
 class _Jump(torch.autograd.Function):
-    """h where h > theta, with the estimated gradient of theta."""
+    """h where h > theta, in full, with the estimated gradient of theta."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(h, theta)
+    def forward(ctx: Any, h: Tensor, theta: Tensor, near: Tensor, bandwidth: float) -> Tensor:
+        f = h * (h > theta)
+        ctx.save_for_backward(f, theta, near)
         ctx.bandwidth = bandwidth
-        return h * (h > theta)
+        return f
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None]:
-        h, theta = ctx.saved_tensors
-        near = (h - theta).abs() < ctx.bandwidth / 2
-        return d * (h > theta), _summed(-(theta / ctx.bandwidth) * near * d, theta), None
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        f, theta, near = ctx.saved_tensors
+        d_theta = -(theta / ctx.bandwidth) * (near * d).sum(0)
+        # Thresholds are not below 0: what is on is above it.
+        return where_above(d, f), d_theta, None, None
 
 
-class _Step(torch.autograd.Function):
-    """1 where h > theta, with the estimated gradient of theta and none of h."""
+class _Pulled(torch.autograd.Function):
+    """A reconstruction as it is; on its way back thresholds get their estimated gradient.
+
+    Of latent i, near its threshold in some rows: the sum over those of dy . decoder_i, which is
+    (near^T dy)_i . decoder_i, one product whatever is on.
+    """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(h, theta)
+    def forward(
+        ctx: Any, y: Tensor, theta: Tensor, near: Tensor, decoder: Tensor, bandwidth: float
+    ) -> Tensor:
+        ctx.save_for_backward(theta, near, decoder)
         ctx.bandwidth = bandwidth
-        return (h > theta).to(h)
+        return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[None, Tensor, None]:
-        h, theta = ctx.saved_tensors
-        near = (h - theta).abs() < ctx.bandwidth / 2
-        return None, _summed(-near.to(h) / ctx.bandwidth * d, theta), None
-
-
-def _summed(d: Tensor, theta: Tensor) -> Tensor:
-    """Over the rows, where one threshold serves all of them."""
-    return d if d.shape == theta.shape else d.sum(0)
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        theta, near, decoder = ctx.saved_tensors
+        along = (summed_at(near, dy) * decoder).sum(-1)
+        return dy, -(theta / ctx.bandwidth) * along, None, None, None

@@ -1,10 +1,10 @@
 """From a model and a text to autoencoders, within a time that is said before.
 
-    measure how fast both halves are -> plan -> capture activations -> train on them -> evaluate
+    measure how fast all parts are -> plan -> capture activations -> train on them -> evaluate
 
-On a CPU the model is the slow half: half of the time it runs, the other half its activations, kept
-on disk in bf16, are trained on several times over in a new order. The plan is written down first,
-so that the same command continues an interrupted run with the numbers that it began with.
+Activations are kept on disk in bf16 and trained on several times over, in a new order each time.
+Where the machine turns out slower than it was measured, less is captured, the training is made
+shorter (its rate still comes down at the end) and less is evaluated: what was said is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,154 +20,25 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from worthit.errors import InputError
-from worthit.interp.points import width as width_of
 from worthit.interp.sae.base import SparseAutoencoder
 from worthit.interp.sae.files import save_sae
-from worthit.interp.sae.kinds import make_sae
 from worthit.interp.sae.metrics import fit_of, loss_recovered
-from worthit.interp.sae.train import SaeRecipe, Training, train_together
+from worthit.interp.sae.plan import Plan, Settings, n_in, rewrite, saes_of, source_of
+from worthit.interp.sae.train import SaeRecipe, Step, Training, train_together
 from worthit.interp.shards import Store, write_activations
-from worthit.interp.stream import Rows, Source, mixed, usual
+from worthit.interp.stream import Rows, mixed, usual
 from worthit.nn.decoder import Decoder
 from worthit.train.checkpoint import load_checkpoint, save_checkpoint
-from worthit.train.history import disk_error
 
-PLAN, RECORD = "plan.json", "training.json"
+RECORD = "training.json"
 ACTIVATIONS, SPARSITY = "activations", "sparsity.safetensors"
-# Of a stated time: what capturing gets, and what loading, evaluation and a busy machine take.
-CAPTURE_SHARE, SPARE = 0.5, 0.15
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
-# A run is evaluated on so much text that it has not seen.
-N_EVALUATED = 64
+# Of the time that is left when a run starts, evaluation put aside: capturing ends by then.
+CAPTURE_AT_MOST = 0.65
+# The pace of a training is that of so many steps.
+PACE = 10
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is asked for; equal settings continue a run.
-
-    Attributes:
-        at: the point.
-        kinds: options of each autoencoder by its name; `kind` is one of them.
-        width: latents of each.
-        batch: rows of an update.
-        length: tokens of a sequence.
-        skip: first tokens of a sequence that are left out.
-        target_l0: latents on that penalties are turned to; None leaves them as they are.
-        lr, seed: of the training.
-    """
-
-    at: str
-    kinds: dict[str, dict[str, Any]]
-    width: int
-    batch: int = 1024
-    length: int = 128
-    skip: int = 1
-    target_l0: float | None = None
-    lr: float = 1e-3
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be done, and what it takes."""
-
-    n_sequences: int
-    n_rows: int
-    steps: int
-    capture_s: float
-    train_s: float
-    disk_bytes: int
-    train_bytes: int
-
-
-def plan_run(
-    model: Decoder,
-    ids: Tensor,
-    settings: Settings,
-    *,
-    seconds: float | None = None,
-    n_tokens: int | None = None,
-    steps: int | None = None,
-) -> Plan:
-    """Measure both halves for a few seconds, and divide the time; or take what is given.
-
-    Args:
-        ids: `(n, length)`, all the text there is.
-        seconds: for everything.
-        n_tokens: rows to capture, in place of what the time allows.
-        steps: updates, in place of what the time allows.
-
-    Raises:
-        InputError: neither a time nor both numbers.
-    """
-    if seconds is None and (n_tokens is None or steps is None):
-        raise InputError("give a time (--minutes), or both --tokens and --steps")
-    source = source_of(model, ids, settings)
-    rows_per_s, step_s = _speeds(source, settings)
-    budget = None if seconds is None else seconds * (1 - SPARE)
-    if n_tokens is None:
-        assert budget is not None
-        n_tokens = int(budget * CAPTURE_SHARE * rows_per_s)
-    n_sequences = min(max(n_tokens // source.rows_each, source.batch), len(ids))
-    n_sequences = max(n_sequences // source.batch, 1) * source.batch
-    n_rows = n_sequences * source.rows_each
-    capture_s = n_rows / rows_per_s
-    if steps is None:
-        assert budget is not None
-        steps = max(int((budget - capture_s) / step_s), 100)
-    d = width_of(model, settings.at)
-    # Weights, gradients and two moments, in fp32; and one batch of pre-activations with two copies.
-    held = len(settings.kinds) * 4 * 4 * 2 * d * settings.width
-    return Plan(
-        n_sequences=n_sequences,
-        n_rows=n_rows,
-        steps=steps,
-        capture_s=capture_s,
-        train_s=steps * step_s,
-        disk_bytes=n_rows * d * 2,
-        train_bytes=held + 3 * 4 * settings.batch * settings.width,
-    )
-
-
-def source_of(model: Decoder, ids: Tensor, settings: Settings) -> Source:
-    """The activations of `ids` at the settings' point."""
-    return Source(model, ids, (settings.at,), skip=settings.skip)
-
-
-def saes_of(model: Decoder, settings: Settings) -> dict[str, SparseAutoencoder]:
-    """Fresh ones, by name."""
-    d, made = width_of(model, settings.at), {}
-    for name, options in settings.kinds.items():
-        torch.manual_seed(settings.seed)
-        kind, rest = options["kind"], {k: v for k, v in options.items() if k != "kind"}
-        made[name] = make_sae(kind, d_in=d, width=settings.width, **rest)
-    return made
-
-
-def _speeds(source: Source, settings: Settings) -> tuple[float, float]:
-    """Rows a second of the model, and seconds of one update of all autoencoders."""
-    some = source.ids[: source.batch]
-    (rows,) = source.of(some).values()
-    started, n = time.perf_counter(), 0
-    while time.perf_counter() - started < 1.0 or n < 2:
-        source.of(some)
-        n += 1
-    rows_per_s = n * len(rows) / (time.perf_counter() - started)
-    rows = rows.repeat(-(-settings.batch // len(rows)), 1)[: settings.batch]
-    recipe = SaeRecipe(steps=1000, lr=settings.lr)
-    trainings = [Training(sae, recipe) for sae in saes_of(source.model, settings).values()]
-    for training in trainings:
-        training.start(rows)
-        training.update(rows)
-    started, n = time.perf_counter(), 0
-    while time.perf_counter() - started < 1.0 or n < 3:
-        for training in trainings:
-            training.update(rows)
-        n += 1
-    return rows_per_s, (time.perf_counter() - started) / n
 
 
 def run(
@@ -180,31 +51,39 @@ def run(
     *,
     about: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
+    ends: float | None = None,
 ) -> dict[str, Any]:
     """Capture, train, evaluate and write; what is there already is continued.
+
+    Args:
+        ends: when it has to be over, on the clock of `time.monotonic`; None: as planned, however
+            long that takes.
 
     Returns:
         The record of the run: settings, plan, and what each autoencoder is worth on `held_out`.
     """
     say = on_progress or (lambda what, done, of: None)
-    source = source_of(model, ids[: plan.n_sequences], settings)
-    store = write_activations(
-        source,
-        folder / ACTIVATIONS,
-        # A shard takes about as long as a checkpoint is apart.
-        shard_bytes=max(plan.disk_bytes // 8, 1),
-        on_progress=lambda done, of: say("sequences captured", done, of),
+    started = time.monotonic()
+    evaluates = None if ends is None else ends - plan.evaluate_s
+    store, plan = _captured(model, ids, settings, plan, folder, say, evaluates)
+    captured = time.monotonic()
+    saes = train_on_store(
+        store, saes_of(model, settings), settings, plan, folder, say, ends=evaluates
     )
-    started = time.perf_counter()
-    saes = train_on_store(store, saes_of(model, settings), settings, plan, folder, say)
+    trained = time.monotonic()
     record: dict[str, Any] = {
         "schema": "worthit.sae/1",
         **(about or {}),
         "settings": asdict(settings),
         "plan": asdict(plan),
-        "train_s": time.perf_counter() - started,
+        "capture_s": captured - started,
+        "train_s": trained - captured,
         "saes": {},
     }
+    n = min(plan.n_evaluated, len(held_out))
+    if ends is not None and plan.evaluate_s > 0:
+        n = n_in(ends - trained, plan.evaluate_s / plan.n_evaluated, 8, n)
+    held_out = held_out[:n]
     test = source_of(model, held_out, settings)
     chunks = [chunk[settings.at] for chunk in test.chunks()]
     for i, (name, training) in enumerate(saes.items()):
@@ -216,10 +95,48 @@ def run(
         save_sae(sae, where, at=settings.at, about={**details, "metrics": metrics})
         density = training.counts / max(training.n_counted, 1)
         save_file({"sparsity": (density + 1e-10).log10().float()}, where / SPARSITY)
-        record["saes"][name] = {"folder": str(where), "kind": sae.kind, **metrics}
+        found = {"folder": str(where), "kind": sae.kind, "steps": training.step, **metrics}
+        record["saes"][name] = found
         say("autoencoders evaluated", i + 1, len(saes))
+    record["evaluate_s"] = time.monotonic() - trained
     (folder / RECORD).write_text(json.dumps(record, indent=1))
     return record
+
+
+def _captured(
+    model: Decoder,
+    ids: Tensor,
+    settings: Settings,
+    plan: Plan,
+    folder: Path,
+    say: Progress,
+    ends: float | None,
+) -> tuple[Store, Plan]:
+    """The activations, fewer where they would leave no time to train, and the plan that follows."""
+    started = time.monotonic()
+
+    def is_enough(done: int, of: int) -> bool:
+        if plan.n_shards is not None:
+            return done >= plan.n_shards
+        if ends is None:
+            return False
+        # Only whole shards count: the next one must end in time.
+        took = time.monotonic() - started
+        return took * (done + 1) / done > CAPTURE_AT_MOST * (ends - started)
+
+    store = write_activations(
+        source_of(model, ids[: plan.n_sequences], settings),
+        folder / ACTIVATIONS,
+        # A shard takes about as long as a checkpoint is apart.
+        shard_bytes=max(plan.disk_bytes // 8, 1),
+        on_progress=lambda done, of: say("sequences captured", done, of),
+        is_enough=is_enough,
+    )
+    if store.n_rows < plan.n_rows and plan.n_shards is None:
+        shorter = replace(plan, n_shards=len(store.paths))
+        rewrite(folder, shorter)
+        return store, shorter
+    return store, plan
 
 
 def train_on_store(
@@ -229,8 +146,15 @@ def train_on_store(
     plan: Plan,
     folder: Path,
     say: Progress,
+    *,
+    ends: float | None = None,
 ) -> dict[str, Training]:
-    """Train on kept activations for the plan's steps, from the last checkpoint on."""
+    """Train on kept activations for the plan's steps, from the last checkpoint on.
+
+    Args:
+        ends: when to be over, on the clock of `time.monotonic`: steps are left out where they are
+            slower than planned.
+    """
     # In short runs too a latent must count as dead before they end.
     recipe = SaeRecipe(
         steps=plan.steps,
@@ -247,18 +171,24 @@ def train_on_store(
             training.restore(before["trainings"][name])
     done = min(t.step for t in trainings.values())
     stream = batches_of(store, settings.batch, seed=settings.seed, skip=done)
-    saved = time.monotonic()
+    started = saved = time.monotonic()
 
-    def on_step(step: Any) -> None:
+    def on_step(step: Step) -> None:
         nonlocal saved
-        say("steps", step.step, plan.steps)
-        if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS or step.step == plan.steps:
+        now, n = time.monotonic(), step.step - done
+        if ends is not None and (n >= PACE or now > ends):
+            possible = step.step + int((ends - now) / max((now - started) / n, 1e-6))
+            for training in trainings.values():
+                training.shorten(possible)
+        steps = max(t.recipe.steps for t in trainings.values())
+        say("steps", step.step, steps)
+        if now - saved > SECONDS_BETWEEN_CHECKPOINTS or step.step >= steps:
             save_checkpoint(
                 folder, {"trainings": {name: t.state() for name, t in trainings.items()}}
             )
             saved = time.monotonic()
 
-    if done < plan.steps:
+    if any(t.step < t.recipe.steps for t in trainings.values()):
         train_together(trainings, stream, on_step=on_step)
     return trainings
 
@@ -281,33 +211,3 @@ def without_sinks(chunk: Rows) -> Rows:
     """The rows of a chunk that are sinks at none of its points."""
     keep = torch.stack([usual(rows) for rows in chunk.values()]).all(0)
     return {name: rows[keep] for name, rows in chunk.items()}
-
-
-def agree(folder: Path, settings: Settings, make: Callable[[], Plan], text: str) -> Plan:
-    """The plan of a run that was begun in `folder`, or a new one, written down.
-
-    Raises:
-        InputError: the folder has a run of other settings, or other things.
-    """
-    path = folder / PLAN
-    asked = {"settings": asdict(settings), "text": text}
-    if path.exists():
-        before = json.loads(path.read_text())
-        plan = Plan(**before.pop("plan"))
-        # As JSON has them: tuples become lists.
-        if before != json.loads(json.dumps(asked)):
-            raise InputError(
-                f"{folder}: has a run of other settings; give another folder, or delete it"
-            )
-        return plan
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: is not empty; give a new folder")
-    plan = make()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f"{PLAN}.part"
-        beside.write_text(json.dumps({**asked, "plan": asdict(plan)}, indent=1))
-        beside.replace(path)
-    except OSError as error:
-        raise disk_error(path, error) from error
-    return plan

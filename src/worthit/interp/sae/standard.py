@@ -51,6 +51,6 @@ class StandardSae(SparseAutoencoder):
         """Squared error, and the penalty; `dead` latents are resampled between steps instead."""
         encoded = self.encoded(x)
         e = encoded.where(encoded.h > 0)
-        f = e.only(e.h)
+        f = e.h.relu()
         penalty = self.config.penalty * warm / len(x)
-        return self.made(x, e, f, {"penalty": penalty * (f * e.of(self.norms)).sum()})
+        return self.made(x, e, f, {"penalty": penalty * e.weighted(f, self.norms)})

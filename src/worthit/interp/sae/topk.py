@@ -19,7 +19,7 @@ folding the lengths (`fold_norms`) gives the same latents with unit rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -95,6 +95,14 @@ class TopKSae(SparseAutoencoder):
         e = _at(encoded, best)
         explained = e.decode(e.h, self.decoder)
         return self.config.aux * share * (explained - error).square().sum() / len(error)
+
+    @torch.no_grad()
+    def whiten_inputs(self, mean: Tensor, there: Tensor, back: Tensor) -> None:
+        """Lengths are folded first: rows are longer afterwards, and would win by that."""
+        if self.config.is_rescaled:
+            self.fold_norms()
+            self.config = replace(self.config, is_rescaled=False)
+        super().whiten_inputs(mean, there, back)
 
     @torch.no_grad()
     def scale_latents(self, by: Tensor) -> None:

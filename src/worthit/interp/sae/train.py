@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -171,6 +171,12 @@ class Training:
         self.since_fired[which] = 0
         self.n_resampled += len(which)
 
+    def shorten(self, steps: int) -> None:
+        """End after `steps` at the latest, those done included: the rate comes down earlier."""
+        steps = max(steps, self.step)
+        if steps < self.recipe.steps:
+            self.recipe = replace(self.recipe, steps=steps)
+
     def finish(self) -> SparseAutoencoder:
         """The autoencoder of the model's own activations."""
         self.sae.scale_inputs(self.scale)
@@ -185,6 +191,7 @@ class Training:
             "sae": dict(self.sae.state_dict()),
             "moments": {str(i): dict(each) for i, each in moments.items()},
             "step": self.step,
+            "steps": self.recipe.steps,
             "scale": self.scale,
             "pressure": self.pressure,
             "held": self.held,
@@ -202,6 +209,7 @@ class Training:
         groups = self.optimizer.state_dict()["param_groups"]
         moments = {int(i): each for i, each in state["moments"].items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.shorten(state.get("steps", self.recipe.steps))
         for name in ("step", "scale", "pressure", "held", "excess", "n_counted", "n_resampled"):
             setattr(self, name, state[name])
         self.since_fired, self.counts = state["since_fired"].clone(), state["counts"].clone()
