@@ -197,6 +197,15 @@ def test_a_template_file_comes_first_and_runs_in_a_sandbox(tmp_path: Path) -> No
             tokenizer_of_folder(tmp_path).render_chat([{"role": "user", "content": "Hi"}])
 
 
+def test_a_template_that_chokes_on_a_message_is_no_bug_of_ours(tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    template = "{% for call in messages[0]['tool_calls'] %}{{ call }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    tokenizer = tokenizer_of_folder(tmp_path)
+    with pytest.raises(InputError, match="the model's chat template: 'int' object is not iterable"):
+        tokenizer.render_chat([{"role": "user", "content": "Hi", "tool_calls": 3}])
+
+
 def test_templates_may_refuse(tmp_path: Path) -> None:
     checkpoint(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system') }}")

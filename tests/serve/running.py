@@ -21,9 +21,10 @@ from worthit.decode.engine import Engine, EngineConfig
 from worthit.decode.speculative.drafter import Drafter
 from worthit.decode.tokenizer import Tokenizer, load_tokenizer
 from worthit.nn.decoder import Decoder
-from worthit.serve.app import Service, create_app
+from worthit.serve.app import create_app
 from worthit.serve.driver import Driver
 from worthit.serve.http import Gate
+from worthit.serve.service import Service
 
 NAME = "tiny"
 
@@ -110,7 +111,11 @@ def parsed(answer: bytes) -> tuple[int, dict[str, str], Any]:
 
 @contextmanager
 def running(
-    engine: Engine, *, gate: Gate | None = None, request_timeout_s: float = 30.0
+    engine: Engine,
+    *,
+    gate: Gate | None = None,
+    request_timeout_s: float = 30.0,
+    send_buffer: int | None = None,
 ) -> Iterator[Running]:
     service = Service(
         driver=Driver(engine),
@@ -120,6 +125,8 @@ def running(
         started_at=1,
     )
     listening = socket.create_server(("127.0.0.1", 0))
+    if send_buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     settings = uvicorn.Config(
         create_app(service), log_level="error", access_log=False, timeout_graceful_shutdown=5
     )

@@ -182,6 +182,55 @@ WRONG: dict[str, tuple[str, bytes | dict[str, Any], int, str, str | None]] = {
         "needs logprobs",
         "top_logprobs",
     ),
+    "half a character": (
+        CHAT,
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud83d"}]}',
+        400,
+        "half of a surrogate pair",
+        None,
+    ),
+    "half a character where nobody reads": (
+        TEXT,
+        b'{"model": "tiny", "prompt": "a", "mine": {"\\uDEAD": 1}}',
+        400,
+        "half of a surrogate pair",
+        None,
+    ),
+    "a bias of no token": (
+        TEXT,
+        {"model": NAME, "prompt": "a", "logit_bias": {"abc": 1}},
+        400,
+        "logit_bias",
+        "logit_bias",
+    ),
+    "a bias of a token that there is not": (
+        TEXT,
+        {"model": NAME, "prompt": "a", "logit_bias": {"99999": 1}},
+        400,
+        "got 99999",
+        "logit_bias",
+    ),
+    "stop tokens that there are not": (
+        TEXT,
+        {"model": NAME, "prompt": "a", "stop_token_ids": [10**6], "min_tokens": 3},
+        400,
+        "got 1000000",
+        "stop_token_ids",
+    ),
+    "a number beyond all": (
+        TEXT,
+        b'{"model": "tiny", "prompt": "a", "top_p": 1e999}',
+        400,
+        "top_p",
+        "top_p",
+    ),
+    "a schema with a number beyond all": (
+        TEXT,
+        b'{"model": "tiny", "prompt": "a", "guided_json": {"maximum": 1e999}}',
+        400,
+        "grammar",
+        "grammar",
+    ),
     "no text to embed": (
         "/v1/embeddings",
         {"model": NAME, "input": [""]},
@@ -202,6 +251,61 @@ def test_wrong_input_gets_one_clear_error(server: Running, name: str) -> None:
     assert says in error["message"]
     assert error["param"] == param
     assert headers["x-request-id"]
+
+
+# What nobody should ask for, and what is said all the same.
+ABSURD: dict[str, tuple[dict[str, Any], bool]] = {
+    "next to no temperature": ({"temperature": 1e-300}, True),
+    "next to no mass": ({"temperature": 2, "top_p": 1e-300}, True),
+    "as likely as the likeliest": ({"temperature": 2, "min_p": 1}, True),
+    "one of them": ({"temperature": 2, "top_k": 1}, True),
+    "more than there are": ({"temperature": 0, "top_k": 10**30}, True),
+    "the largest penalties": (
+        {"repetition_penalty": 10, "presence_penalty": 2, "frequency_penalty": 2},
+        False,
+    ),
+    "the least penalties": (
+        {"repetition_penalty": 0.01, "presence_penalty": -2, "frequency_penalty": -2},
+        False,
+    ),
+    "a seed below all": ({"seed": -(10**30)}, False),
+    "every bias": ({"logit_bias": {str(i): -100 for i in range(300)}}, False),
+    "a priority": ({"priority": 100}, False),
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_settings_are_obeyed(server: Running, name: str) -> None:
+    """Some of them leave one token to draw: then it is the greedy one."""
+    settings, is_greedy = ABSURD[name]
+    body = {"model": NAME, "prompt": "the cat", "max_tokens": 8, "ignore_eos": True}
+    status, _, record = server.post(TEXT, {**body, **settings})
+    assert status == 200, record
+    assert record["usage"]["completion_tokens"] == 8
+    if is_greedy:
+        plain = server.post(TEXT, {**body, "temperature": 0})[2]
+        assert record["choices"][0]["text"] == plain["choices"][0]["text"]
+
+
+def test_a_strange_request_harms_nobody_beside_it(tmp_path: Path) -> None:
+    """Whatever is refused, or absurd, those who run beside it get what they would alone."""
+    engine = engine_of(tmp_path)
+    with running(engine) as server:
+        alone = server.post(TEXT, long_body(False))[2]["choices"][0]["text"]
+        slow_down(engine, 0.02)
+        texts: list[str] = []
+        other = threading.Thread(
+            target=lambda: texts.append(
+                server.post(TEXT, long_body(False))[2]["choices"][0]["text"]
+            )
+        )
+        other.start()
+        wait(lambda: engine.stats.n_running == 1)
+        for path, body, status, _, _ in WRONG.values():
+            assert server.post(path, body)[0] == status
+        other.join(30)
+        assert texts == [alone]
+        assert engine.stats.n_errors == 0
 
 
 def test_the_code_that_agents_look_for(server: Running) -> None:
@@ -264,7 +368,7 @@ def slow_down(engine: Engine, seconds: float) -> None:
 
 def long_body(stream: bool, n: int = 60) -> bytes:
     body = {"model": NAME, "prompt": [7], "max_tokens": n, "stream": stream, "ignore_eos": True}
-    return json.dumps(body).encode()
+    return json.dumps({**body, "seed": 1}).encode()
 
 
 def begin(server: Running, stream: bool) -> socket.socket:
@@ -319,6 +423,26 @@ def test_a_client_that_does_not_read_is_let_go(tmp_path: Path) -> None:
     assert n_waiting == MAX_UNREAD
     assert engine.stats.finished == {"abort": 1}
     assert engine.memory.n_held == 0
+
+
+def test_a_client_that_reads_slowly_gets_everything_and_holds_nobody_up(tmp_path: Path) -> None:
+    """Its answer is larger than what stands between the two ends, so that writing must wait."""
+    engine = engine_of(tmp_path, max_sequences=32)
+    body = {"model": NAME, "prompt": [7], "max_tokens": 60, "n": 20, "stream": True}
+    raw = json.dumps({**body, "ignore_eos": True}).encode()
+    head = f"POST {TEXT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(raw)}"
+    with running(engine, send_buffer=4096) as server, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(head.encode() + b"\r\n\r\n" + raw)
+        wait(lambda: engine.stats.n_generation_tokens == 60 * 20)
+        # It has been told nearly nothing yet, and others are served.
+        assert server.service.gate.n_open == 1
+        assert server.post(TEXT, long_body(False))[0] == 200
+        answer = read_all(slow)
+        assert answer.count(b'"finish_reason": "length"') == 20
+        assert b"data: [DONE]" in answer
+        server.until_idle()
 
 
 def wait(condition: Any, seconds: float = 15.0) -> None:
@@ -494,6 +618,23 @@ def test_sigterm_finishes_what_is_under_way_and_ends_well(tmp_path: Path) -> Non
         assert process.wait(20) == 0
         with pytest.raises(OSError, match="refused"):
             server.send("x")
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_finishes_those_who_wait_too(tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    with started(tmp_path, "--name", NAME, "--max-sequences", "2") as (process, url):
+        server = reach(url)
+        connections = [begin(server, True) for _ in range(12)]
+        assert b"200 OK" in connections[0].recv(200)
+        process.send_signal(signal.SIGTERM)
+        # Whoever was let in is answered to the end; the others are told to go elsewhere.
+        answers = [read_all(connection) for connection in connections]
+        done = [b"data: [DONE]" in answer for answer in answers]
+        refused = [b" 503 " in answer or not answer for answer in answers[1:]]
+        assert done[0]
+        assert all(one or other for one, other in zip(done[1:], refused, strict=True))
+        assert process.wait(20) == 0
 
 
 @pytest.mark.slow

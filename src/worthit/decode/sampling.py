@@ -26,13 +26,16 @@ from torch import Tensor
 
 from worthit.errors import InputError
 
+# Below it the largest is all there is, and logits divided by it could leave the numbers of fp32.
+LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are chosen; as it stands, greedily.
 
     Attributes:
-        temperature: 0 is greedy, 1 the model's own distribution.
+        temperature: 0 is greedy, and so is next to nothing; 1 is the model's own distribution.
         top_k: 0 keeps all.
         top_p: 1 keeps all.
         min_p: 0 keeps all.
@@ -79,7 +82,7 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether the largest logit is taken."""
-        return self.temperature == 0
+        return self.temperature < LEAST_TEMPERATURE
 
     @property
     def has_history(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +93,27 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise InputError("this model has no chat template; give it text as it is (--raw)")
+        template = self._template
+        try:
+            text: str = template.render(
+                messages=list(messages),
+                tools=None if tools is None else list(tools),
+                add_generation_prompt=not is_answered,
+                **self.special,
+            )
+        except Exception as error:  # whatever a template does with what it did not expect
+            raise InputError(f"the model's chat template: {error}") from None
+        return text
+
+    @cached_property
+    def _template(self) -> Any:
+        """The template, compiled once: a server renders it for every request."""
         import jinja2
 
         try:
-            text: str = (
-                _environment()
-                .from_string(self.chat_template)
-                .render(
-                    messages=list(messages),
-                    tools=None if tools is None else list(tools),
-                    add_generation_prompt=not is_answered,
-                    **self.special,
-                )
-            )
+            return _environment().from_string(self.chat_template)
         except jinja2.TemplateError as error:
             raise InputError(f"the model's chat template: {error}") from None
-        return text
 
 
 def _environment() -> Any:

@@ -20,7 +20,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from worthit.decode.engine.chooser import mixed
-from worthit.decode.engine.engine import MAX_LOGPROBS
+from worthit.decode.engine.admission import MAX_LOGPROBS
 from worthit.decode.engine.request import Request
 from worthit.errors import InputError
 from worthit.reason.generator import EMPTY, GREEDY, Draft, Generator, Spent

@@ -8,6 +8,8 @@ from worthit.decode.engine import QueueFull
 from worthit.errors import InputError, MissingCapability, WorthitError
 
 CONTEXT_PHRASE = "maximum context length"
+# Where clients call something otherwise than the engine does.
+FIELDS = {"stop_ids": "stop_token_ids"}
 
 
 class ApiError(Exception):
@@ -61,6 +63,7 @@ def as_api_error(error: WorthitError, *, prompt_param: str = "prompt") -> ApiErr
         return ApiError(500, str(error), code="internal_error")
     first = error.problems[0]
     param, _, rest = first.partition(": ")
+    param = FIELDS.get(param, param)
     if CONTEXT_PHRASE in first:
         message = rest[:1].upper() + rest[1:]
         where = prompt_param if param == "prompt" else param

@@ -7,6 +7,7 @@ and named in the log; fields that would change the answer and are not supported 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -24,9 +25,13 @@ COMPLETION_TOKENS = 16
 HARMLESS = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier"})
 # They would change the answer: silence would be a lie.
 UNSUPPORTED = ("suffix", "best_of", "functions", "function_call", "modalities", "audio")
+# An escape such as \ud83d is half of a character, and may stand without the other half.
+HALF_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Tokens = Annotated[list[StrictInt], Field(min_length=1)]
+# A key of JSON is a string.
+TokenId = Annotated[StrictStr, Field(pattern=r"^\d{1,9}$")]
 
 
 class Body(BaseModel):
@@ -44,11 +49,11 @@ class Body(BaseModel):
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[StrictStr, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[TokenId, Annotated[Number, Field(ge=-100, le=100)]] | None = None
     # Beyond OpenAI's interface, under the names that vLLM gave them.
     top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
     min_tokens: Annotated[StrictInt, Field(ge=0)] = 0
     ignore_eos: StrictBool = False
     stop_token_ids: list[StrictInt] | None = None
@@ -250,6 +255,8 @@ def parse(raw: bytes, kind: type[BaseModel]) -> Any:
         raise ApiError(400, f"the body must be an object, got {type(data).__name__}")
     if _depth(data) > MAX_DEPTH:
         raise ApiError(400, f"the body is nested too deeply: at most {MAX_DEPTH} levels")
+    if HALF_ESCAPE.search(raw) and _has_halves(data):
+        raise ApiError(400, "the body holds half of a surrogate pair, which is no character")
     refused = [name for name in UNSUPPORTED if data.get(name) is not None]
     if refused:
         raise ApiError(
@@ -263,6 +270,15 @@ def parse(raw: bytes, kind: type[BaseModel]) -> Any:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _has_halves(data: Any) -> bool:
+    """Whether some text in it is none: an escape may name half of a character."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _depth(data: Any) -> int:

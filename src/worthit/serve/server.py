@@ -16,9 +16,10 @@ import uvicorn
 
 from worthit.decode.engine import Engine
 from worthit.errors import InputError, WorthitError
-from worthit.serve.app import Service, create_app
+from worthit.serve.app import create_app
 from worthit.serve.driver import Driver
 from worthit.serve.http import Gate, json_log, text_log
+from worthit.serve.service import Service
 
 LOGS: dict[str, Callable[[dict[str, Any]], None] | None] = {
     "json": json_log,

@@ -6,15 +6,15 @@
         for output in engine.step():
             ...
 
-A step is: plan (`Scheduler`), one pass (`ModelRunner`), a choice for each sequence whose tokens are
-all computed (`chooser`), and what follows from it (stop, text, blocks). `add`, `abort` and `step`
-belong to one thread; `check` may be called from any.
+`Admission` turns a request into sequences. A step is: plan (`Scheduler`), one pass (`ModelRunner`),
+a choice for each sequence whose tokens are all computed (`chooser`), and what follows from it
+(stop, text, blocks). `add`, `abort` and `step` belong to one thread; `check` may be called from
+any.
 """
 
 from __future__ import annotations
 
 import itertools
-import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worthit.decode.engine.chooser import Chance, Choice, choose, law_of, logprob_of
+from worthit.decode.engine.admission import Admission
+from worthit.decode.engine.chooser import Choice, choose, law_of, logprob_of
 from worthit.decode.engine.config import EngineConfig
 from worthit.decode.engine.drafts import Drafts
-from worthit.decode.engine.grammar import Grammars
 from worthit.decode.engine.request import (
     Completion,
     FinishReason,
@@ -34,14 +34,11 @@ from worthit.decode.engine.request import (
     QueueFull,
     Request,
     Sample,
-    TokenLogprob,
-    Usage,
 )
 from worthit.decode.engine.runner import ModelRunner, Runner
 from worthit.decode.engine.scheduler import Part, Scheduler
 from worthit.decode.engine.sequence import News, Sequence
 from worthit.decode.engine.stats import Stats
-from worthit.decode.generate import TextStream
 from worthit.decode.speculative.accept import child_of, pick
 from worthit.decode.speculative.drafter import NOTHING, Drafter
 from worthit.decode.speculative.tree import ROOT
@@ -50,11 +47,6 @@ from worthit.errors import InputError
 if TYPE_CHECKING:
     from worthit.decode.tokenizer import Tokenizer
     from worthit.nn.decoder import Decoder
-
-# A request that asks for more is a mistake, or an attack.
-MAX_SAMPLES = 128
-MAX_STOPS = 64
-MAX_LOGPROBS = 50
 
 
 class Engine:
@@ -94,7 +86,7 @@ class Engine:
         )
         self.stats = Stats(n_blocks=self.memory.n_blocks)
         self.drafts = None if drafter is None else Drafts(drafter, runner, self.config, clock)
-        self._grammars = None if tokenizer is None else Grammars(tokenizer, runner.vocab_size)
+        self.admission = Admission(runner, tokenizer, self.config, self.drafts)
         # Unfinished samples of each request.
         self._live: dict[str, list[Sequence]] = {}
         # Who has said or ended something since the last outputs, and outputs for somebody else.
@@ -121,43 +113,7 @@ class Engine:
         Raises:
             InputError: everything that is wrong with it.
         """
-        problems = _problems(request, self.tokenizer is not None, self.runner.vocab_size)
-        prompt = request.prompt
-        ids: list[int] = []
-        if isinstance(prompt, str):
-            ids = [] if self.tokenizer is None else self.tokenizer.encode(prompt)
-        else:
-            ids = list(prompt)
-        if not ids and not problems:
-            problems.append("prompt: must have at least one token")
-        vocab, context = self.runner.vocab_size, self.runner.context_len
-        if not all(0 <= t < vocab for t in ids):
-            problems.append(f"prompt: ids must be whole numbers from 0 to {vocab - 1}")
-        if problems:
-            raise InputError(*problems)
-        if len(ids) >= context:
-            raise InputError(
-                f"prompt: this model's maximum context length is {context} tokens, and the prompt "
-                f"has {len(ids)}; shorten it"
-            )
-        n_total = len(ids) + self._max_tokens(request, len(ids))
-        if n_total > context:
-            raise InputError(
-                f"max_tokens: this model's maximum context length is {context} tokens, got "
-                f"{len(ids)} of the prompt and {request.max_tokens} to come; ask for at most "
-                f"{context - len(ids)}"
-            )
-        room = self.memory.n_tokens()
-        if room is not None and n_total > room:
-            raise InputError(
-                f"max_tokens: the cache of this engine holds {room} tokens, got {len(ids)} of the "
-                f"prompt and {n_total - len(ids)} to come; ask for less, or raise cache_bytes"
-            )
-        self.runner.check(n_total)
-        if request.grammar is not None:
-            assert self._grammars is not None
-            self._grammars.start(request.grammar)
-        return ids
+        return self.admission.check(request)
 
     def add(self, request: Request) -> str:
         """Queue a request and return its id.
@@ -174,9 +130,7 @@ class Engine:
             name = f"r{next(self._counter)}"
         if name in self._live:
             raise InputError(f"id: {name!r} is the id of a request that is not finished")
-        seed = secrets.randbits(63) if request.seed is None else request.seed
-        samples = [self._sequence(request, name, index, ids, seed) for index in range(request.n)]
-        samples[0].followers = samples[1:]
+        samples = self.admission.samples(request, name, ids, self.clock(), self._counter)
         self._live[name] = samples
         self._note_state()
         self.scheduler.add(samples[0])
@@ -190,47 +144,6 @@ class Engine:
         for sequence in list(live):
             self._finish(sequence, "abort")
         return True
-
-    def _sequence(
-        self, request: Request, name: str, index: int, ids: list[int], seed: int
-    ) -> Sequence:
-        stop_ids = request.stop_ids
-        if stop_ids is None:
-            stop_ids = () if self.tokenizer is None else self.tokenizer.stop_ids
-        elif request.grammar is not None and self.tokenizer is not None:
-            # Where a grammar ends, nothing but these may follow.
-            stop_ids = (*stop_ids, *self.tokenizer.stop_ids)
-        now = self.clock()
-        grammar = None
-        if request.grammar is not None and self._grammars is not None:
-            grammar = self._grammars.start(request.grammar)
-        own = list(ids)
-        return Sequence(
-            request=request,
-            id=name,
-            index=index,
-            ids=own,
-            asked=None if self.drafts is None else self.drafts.asked(request, own, index, seed),
-            n_prompt=len(ids),
-            max_tokens=self._max_tokens(request, len(ids)),
-            stop_ids=frozenset(stop_ids),
-            arrived_at=now,
-            order=(
-                now - self.config.patience_s * request.priority,
-                next(self._counter),
-                index,
-            ),
-            chance=Chance(seed, index, request.sampling, ids, self.runner.vocab_size),
-            stream=None if self.tokenizer is None else TextStream(self.tokenizer, request.stop),
-            grammar=grammar,
-        )
-
-    def _max_tokens(self, request: Request, n_prompt: int) -> int:
-        if request.max_tokens is not None:
-            return request.max_tokens
-        left = self.runner.context_len - n_prompt
-        room = self.memory.n_tokens()
-        return left if room is None else max(1, min(left, room - n_prompt))
 
     def _wait_s(self) -> float:
         """A guess at when a place is free: what a sample took, over how many run at once."""
@@ -464,46 +377,10 @@ class Engine:
 
     def _outputs(self) -> list[Output]:
         """What is new in every sequence that said or ended something."""
-        outputs = []
-        for sequence in self._spoke:
-            news, sequence.news = sequence.news, None
-            assert news is not None
-            prompt_logprobs: tuple[TokenLogprob, ...] = ()
-            if sequence.prompt_logprobs and (news.ids or sequence.is_finished):
-                prompt_logprobs = tuple(sequence.prompt_logprobs)
-                sequence.prompt_logprobs.clear()
-            outputs.append(
-                Output(
-                    id=sequence.id,
-                    index=sequence.index,
-                    ids=tuple(news.ids),
-                    text=news.text,
-                    logprobs=tuple(news.logprobs),
-                    prompt_logprobs=prompt_logprobs,
-                    finish_reason=sequence.finish_reason,
-                    stopped_by=news.stopped_by,
-                    stop_logprob=news.stop_logprob,
-                    usage=self._usage(sequence) if sequence.is_finished else None,
-                    error=sequence.failure,
-                )
-            )
+        now = self.clock()
+        outputs = [sequence.tell(now) for sequence in self._spoke]
         self._spoke.clear()
         return outputs
-
-    def _usage(self, sequence: Sequence) -> Usage:
-        began, first = sequence.started_at, sequence.first_token_at
-        now = self.clock()
-        return Usage(
-            n_prompt=sequence.n_prompt,
-            n_cached=sequence.n_cached,
-            n_completion=sequence.n_said,
-            n_drafted=sequence.n_drafted,
-            n_accepted=sequence.n_accepted,
-            n_preemptions=sequence.n_preemptions,
-            queue_s=(now if began is None else began) - sequence.arrived_at,
-            ttft_s=None if first is None else first - sequence.arrived_at,
-            total_s=now - sequence.arrived_at,
-        )
 
     def _note_token(self, sequence: Sequence, now: float, *, is_timed: bool) -> None:
         self.stats.n_generation_tokens += 1
@@ -533,35 +410,3 @@ def _note_prompt(part: Part, rows: Tensor) -> None:
         if at < sequence.n_prompt and at == sequence.n_prompt_noted + 1:
             sequence.prompt_logprobs.append(logprob_of(row, sequence.ids[at], n_top))
             sequence.n_prompt_noted = at
-
-
-def _problems(request: Request, has_tokenizer: bool, vocab_size: int) -> list[str]:
-    """What is wrong with a request by itself."""
-
-    def outside(name: str, least: int, most: int) -> list[str]:
-        value = getattr(request, name)
-        if value is None or least <= value <= most:
-            return []
-        return [f"{name}: must be from {least} to {most}, got {value}"]
-
-    problems = [
-        *outside("max_tokens", 1, 2**31),
-        *outside("n", 1, MAX_SAMPLES),
-        *outside("min_tokens", 0, 2**31),
-        *outside("logprobs", 0, MAX_LOGPROBS),
-        *outside("prompt_logprobs", 0, MAX_LOGPROBS),
-        *outside("seed", 0, 2**63 - 1),
-    ]
-    if len(request.stop) > MAX_STOPS:
-        problems.append(f"stop: must be at most {MAX_STOPS} strings, got {len(request.stop)}")
-    if any(not text for text in request.stop):
-        problems.append("stop: a stop string must not be empty")
-    for name in ("stop", "grammar"):
-        if getattr(request, name) and not has_tokenizer:
-            problems.append(f"{name}: needs the model's tokenizer")
-    if isinstance(request.prompt, str) and not has_tokenizer:
-        problems.append("prompt: text needs the model's tokenizer; give its ids")
-    beyond = [t for t, _ in request.sampling.logit_bias if not 0 <= t < vocab_size]
-    if beyond:
-        problems.append(f"logit_bias: ids must be from 0 to {vocab_size - 1}, got {beyond[0]}")
-    return problems

@@ -9,6 +9,7 @@ renormalised over what the grammar allows next: not the distribution over texts 
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,6 +97,8 @@ class Grammars:
         self._library: Any = None
         self._vocabulary: Any = None
         self._compiled: dict[Grammar, Matcher] = {}
+        # Requests are checked in several threads.
+        self._lock = threading.Lock()
 
     def start(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of `grammar`.
@@ -104,11 +107,16 @@ class Grammars:
             InputError: it is none, is too large, or needs what is not supported.
             MissingCapability: `llguidance` is not installed.
         """
-        if grammar not in self._compiled:
-            while len(self._compiled) >= MAX_COMPILED:
-                del self._compiled[next(iter(self._compiled))]
-            self._compiled[grammar] = self._compile(grammar)
-        return self._compiled[grammar].fork()
+        with self._lock:
+            known = self._compiled.get(grammar)
+        if known is None:
+            # Without the lock: it may take long, and others' grammars are ready.
+            known = self._compile(grammar)
+            with self._lock:
+                while len(self._compiled) >= MAX_COMPILED:
+                    del self._compiled[next(iter(self._compiled))]
+                self._compiled[grammar] = known
+        return known.fork()
 
     def _compile(self, grammar: Grammar) -> Matcher:
         if len(grammar.text) > MAX_CHARACTERS:

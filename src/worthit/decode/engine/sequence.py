@@ -6,7 +6,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from worthit.decode.engine.request import FinishReason, Request, TokenLogprob
+from worthit.decode.engine.request import FinishReason, Output, Request, TokenLogprob, Usage
 from worthit.decode.speculative.drafter import NOTHING, Asked
 from worthit.decode.speculative.tree import Tree
 
@@ -101,3 +101,39 @@ class Sequence:
     def is_finished(self) -> bool:
         """Whether there is nothing more to do."""
         return self.finish_reason is not None
+
+    def tell(self, now: float) -> Output:
+        """What is new since it was last asked; afterwards nothing is."""
+        news, self.news = self.news, None
+        assert news is not None, f"{self.id} has said nothing new"
+        prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        if self.prompt_logprobs and (news.ids or self.is_finished):
+            prompt_logprobs = tuple(self.prompt_logprobs)
+            self.prompt_logprobs.clear()
+        return Output(
+            id=self.id,
+            index=self.index,
+            ids=tuple(news.ids),
+            text=news.text,
+            logprobs=tuple(news.logprobs),
+            prompt_logprobs=prompt_logprobs,
+            finish_reason=self.finish_reason,
+            stopped_by=news.stopped_by,
+            stop_logprob=news.stop_logprob,
+            usage=self._usage(now) if self.is_finished else None,
+            error=self.failure,
+        )
+
+    def _usage(self, now: float) -> Usage:
+        began, first = self.started_at, self.first_token_at
+        return Usage(
+            n_prompt=self.n_prompt,
+            n_cached=self.n_cached,
+            n_completion=self.n_said,
+            n_drafted=self.n_drafted,
+            n_accepted=self.n_accepted,
+            n_preemptions=self.n_preemptions,
+            queue_s=(now if began is None else began) - self.arrived_at,
+            ttft_s=None if first is None else first - self.arrived_at,
+            total_s=now - self.arrived_at,
+        )
