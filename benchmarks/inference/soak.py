@@ -14,6 +14,7 @@ import json
 import random
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -110,9 +111,11 @@ def soak(url: str, pid: int, options: argparse.Namespace) -> dict[str, object]:
     for client in clients:
         client.start()
     memory: list[float] = []
+    times: list[float] = []
     while any(client.is_alive() for client in clients):
         if all(done):
             memory.append(resident_mib(pid))
+            times.append(time.monotonic())
         time.sleep(1.0)
     deadline = time.monotonic() + 10
     while (left := held(url)) and time.monotonic() < deadline:
@@ -131,8 +134,19 @@ def soak(url: str, pid: int, options: argparse.Namespace) -> dict[str, object]:
             "last": memory[-1] if memory else None,
             "most": max(memory, default=None),
             "every_10_s": memory[::10],
+            "mib_per_minute": {
+                "first_half": per_minute(times[: len(times) // 2], memory[: len(times) // 2]),
+                "last_half": per_minute(times[len(times) // 2 :], memory[len(times) // 2 :]),
+            },
         },
     }
+
+
+def per_minute(times: list[float], memory: list[float]) -> float | None:
+    """By how much memory grows in a minute: the slope of a line through what was read."""
+    if len(times) < 3:
+        return None
+    return round(60 * statistics.linear_regression(times, memory).slope, 2)
 
 
 def held(url: str) -> dict[str, float]:
