@@ -19,8 +19,8 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 
-from worthit.decode.engine.chooser import mixed
 from worthit.decode.engine.admission import MAX_LOGPROBS
+from worthit.decode.engine.chooser import mixed
 from worthit.decode.engine.request import Request
 from worthit.errors import InputError
 from worthit.reason.generator import EMPTY, GREEDY, Draft, Generator, Spent
