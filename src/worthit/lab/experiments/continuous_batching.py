@@ -25,11 +25,12 @@ from worthit.lab.experiments._engine import (
     TOKEN_TIME,
     alone,
     engine,
+    laid_out,
     requests,
     said,
     share_alike,
 )
-from worthit.lab.experiments._smollm2 import foretold, loaded, served
+from worthit.lab.experiments._smollm2 import foretold, served
 from worthit.lab.predict import unseen
 from worthit.techniques import technique
 from worthit.techniques.cache._sources import YU_2022
@@ -40,7 +41,7 @@ PLACES = 4
 def prepare(context: Context, arm: Arm, seed: int) -> Callable[[], dict[str, float]]:
     """The call that is timed: the same requests, all at once or four by four."""
     wanted = requests(context, seed)
-    expected = alone(context, wanted)
+    expected = alone(context, seed)
     at_once = len(wanted) if arm.id == "continuous" else PLACES
     groups = [wanted[i : i + at_once] for i in range(0, len(wanted), at_once)]
 
@@ -67,8 +68,8 @@ def predicted(setting: Setting) -> Iterator[Prediction]:
     yield from unseen(setting, "steps", "alike")
 
 
-SIZES = {"prompt": 24, "output": 64, "requests": 12}
-QUICK = Budget(n_seeds=3, n_rounds=3, sizes=SIZES, seconds=45.0, setup_seconds=6.0)
+SIZES = {"prompt": 24, "output": 48, "requests": 12}
+QUICK = Budget(n_seeds=5, n_rounds=2, sizes=SIZES, seconds=18.0, setup_seconds=8.0)
 EXPERIMENT = Experiment(
     id="continuous-batching",
     technique="continuous-batching",
@@ -111,7 +112,7 @@ EXPERIMENT = Experiment(
         ),
     },
     predicted=predicted,
-    setup=loaded,
+    setup=laid_out,
     means={
         "confirmed": "Wherever answers differ in length and more than one is served: always, and "
         "only an engine can do it.",

@@ -25,10 +25,11 @@ from worthit.lab.experiments._engine import (
     TOKEN_TIME,
     alone,
     engine,
+    laid_out,
     requests,
     share_alike,
 )
-from worthit.lab.experiments._smollm2 import foretold, loaded, served
+from worthit.lab.experiments._smollm2 import foretold, served
 from worthit.lab.predict import unseen
 from worthit.techniques import technique
 from worthit.techniques.cache._sources import KWON_2023
@@ -43,7 +44,7 @@ def prepare(context: Context, arm: Arm, seed: int) -> Callable[[], dict[str, flo
     longest = -(-(sizes["prompt"] + sizes["output"]) // PAGE) * PAGE
     block = PAGE if arm.id == "pages" else longest
     wanted = requests(context, seed)
-    expected = alone(context, wanted)
+    expected = alone(context, seed)
 
     def once() -> dict[str, float]:
         served_by = engine(context, block_tokens=block, n_blocks=sizes["room"] * longest // block)
@@ -79,8 +80,8 @@ def predicted(setting: Setting) -> Iterator[Prediction]:
     yield from unseen(setting, "waste", "steps", "alike")
 
 
-SIZES = {"prompt": 24, "output": 64, "requests": 10, "room": 2}
-QUICK = Budget(n_seeds=3, n_rounds=3, sizes=SIZES, seconds=45.0, setup_seconds=6.0)
+SIZES = {"prompt": 24, "output": 48, "requests": 10, "room": 2}
+QUICK = Budget(n_seeds=5, n_rounds=2, sizes=SIZES, seconds=15.0, setup_seconds=8.0)
 EXPERIMENT = Experiment(
     id="paged-attention",
     technique="paged-attention",
@@ -127,7 +128,7 @@ EXPERIMENT = Experiment(
         ),
     },
     predicted=predicted,
-    setup=loaded,
+    setup=laid_out,
     means={
         "confirmed": "Where memory limits the batch and answers differ in length, pages are what "
         "fills it.",
